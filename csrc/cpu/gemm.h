@@ -1,0 +1,175 @@
+// The packed matrix product: register tiles of up to MR rows by NV vectors, one chain of fused multiply-adds per output
+// with k ascending, whatever the tile. That one chain is what makes every split of the work bitwise the same.
+// Included by kernels.cpp inside the namespace of one instruction set.
+
+#define FASTLSTM_INLINE __attribute__((always_inline))
+
+// The sums of one register tile. Only compile-time indices touch it, so that it lives in registers.
+template <class T, int ROWS, int NV>
+struct Tile {
+  Vec<T> sum[ROWS][NV];
+
+  template <class F>  // f(row, vector) for each
+  static FASTLSTM_INLINE void each(F f) {
+    unrolled<ROWS>([&](auto r) FASTLSTM_INLINE { unrolled<NV>([&](auto j) FASTLSTM_INLINE { f(r, j); }); });
+  }
+};
+
+// sum[j] += *a * b[j] for one row of a tile.
+template <class T, int NV>
+FASTLSTM_INLINE inline void fma_row(Vec<T> (&sum)[NV], const T* a, const Vec<T> (&b)[NV]) {
+#if FASTLSTM_TILE_ASM
+  // Left to itself gcc 12 spills or reloads once k is unrolled, which costs a quarter of the speed.
+  if constexpr (NV == 2 && sizeof(T) == 4) {
+    Vec<T> x;
+    asm volatile("vbroadcastss %3, %2\n\tvfmadd231ps %4, %2, %0\n\tvfmadd231ps %5, %2, %1"
+                 : "+x"(sum[0]), "+x"(sum[1]), "=&x"(x)
+                 : "m"(*a), "x"(b[0]), "x"(b[1]));
+    return;
+  }
+  if constexpr (NV == 2 && sizeof(T) == 8) {
+    Vec<T> x;
+    asm volatile("vbroadcastsd %3, %2\n\tvfmadd231pd %4, %2, %0\n\tvfmadd231pd %5, %2, %1"
+                 : "+x"(sum[0]), "+x"(sum[1]), "=&x"(x)
+                 : "m"(*a), "x"(b[0]), "x"(b[1]));
+    return;
+  }
+#endif
+  const Vec<T> x = broadcast<Vec<T>>(*a);
+  unrolled<NV>([&](auto j) FASTLSTM_INLINE { sum[j] = fma(x, b[j], sum[j]); });
+}
+
+// One k of a tile: its rows' elements lie at a[r], its vectors at b + j / NR * panel_stride + j % NR * lanes.
+template <class T, int ROWS, int NV>
+FASTLSTM_INLINE inline void tile_step(Tile<T, ROWS, NV>& tile, const T* const (&a)[ROWS], int64_t k, const T* b,
+                                      int64_t panel_stride) {
+  Vec<T> bv[NV];
+  unrolled<NV>([&](auto j) FASTLSTM_INLINE { bv[j] = load(b + j / NR * panel_stride + j % NR * kLanes<T>); });
+  unrolled<ROWS>([&](auto r) FASTLSTM_INLINE { fma_row<T, NV>(tile.sum[r], a[r] + k, bv); });
+}
+
+constexpr int kUnroll = FASTLSTM_TILE_ASM ? 4 : 1;
+
+// tile += a . b over K. Row r of a starts at a[r]; k_stride is 1 where a is stored by rows.
+template <class T, int ROWS, int NV>
+FASTLSTM_INLINE inline void tile_run(Tile<T, ROWS, NV>& tile, int64_t K, const T* (&a)[ROWS], int64_t k_stride,
+                                     const T* b, int64_t panel_stride, int64_t b_stride) {
+  const auto advance = [&](int64_t steps) FASTLSTM_INLINE {
+    b += steps * b_stride;
+    unrolled<ROWS>([&](auto r) FASTLSTM_INLINE {
+      a[r] += steps * k_stride;
+      asm("" : "+r"(a[r]));  // keeps one register a row: gcc would invent many more, and spill them
+    });
+  };
+  int64_t k = 0;
+  if (kUnroll > 1 && k_stride == 1) {
+    for (; k + kUnroll <= K; k += kUnroll) {
+      unrolled<kUnroll>([&](auto u) FASTLSTM_INLINE { tile_step(tile, a, u, b + u * b_stride, panel_stride); });
+      advance(kUnroll);
+    }
+  }
+#pragma GCC unroll 1
+  for (; k < K; ++k) {
+    tile_step(tile, a, 0, b, panel_stride);
+    advance(1);
+  }
+}
+
+// ROWS rows by PANELS neighbouring panels of a Product.
+template <class T, int ROWS, int PANELS>
+__attribute__((noinline)) void product_tile(const Product<T>& p, int64_t row, int64_t panel) {
+  using Sums = Tile<T, ROWS, PANELS * NR>;
+  const int64_t column = panel * kPanel<T>;
+  Sums tile;
+  if (p.start) {
+    const T* start = p.start + row * p.start_stride + column;
+    Sums::each([&](auto r, auto j)
+                   FASTLSTM_INLINE { tile.sum[r][j] = load(start + r * p.start_stride + j * kLanes<T>); });
+  } else {
+    Sums::each([&](auto r, auto j) FASTLSTM_INLINE { tile.sum[r][j] = Vec<T>{}; });
+  }
+  const T* a[ROWS];
+  unrolled<ROWS>([&](auto r) FASTLSTM_INLINE { a[r] = p.a + (row + r) * p.a_stride; });
+  tile_run(tile, p.K, a, 1, p.panels + panel * p.panel_stride, p.panel_stride, kPanel<T>);
+  T* c = p.c + row * p.c_stride + column;
+  Sums::each([&](auto r, auto j) FASTLSTM_INLINE { store(c + r * p.c_stride + j * kLanes<T>, tile.sum[r][j]); });
+}
+
+template <class T, int PANELS>
+inline void product_rows(const Product<T>& p, int rows, int64_t row, int64_t panel) {
+  switch (rows) {
+    case 1:
+      return product_tile<T, 1, PANELS>(p, row, panel);
+    case 2:
+      return product_tile<T, 2, PANELS>(p, row, panel);
+    case 3:
+      return product_tile<T, 3, PANELS>(p, row, panel);
+    case 4:
+      return product_tile<T, 4, PANELS>(p, row, panel);
+    case 5:
+      return product_tile<T, 5, PANELS>(p, row, panel);
+    default:
+      return product_tile<T, 6, PANELS>(p, row, panel);
+  }
+}
+
+// Few rows leave few chains: then several panels side by side keep the multipliers busy (8 or more sums in flight).
+template <class T>
+void product(const Product<T>& p) {
+  int64_t panel = p.panel_begin;
+  if (p.rows == 1) {
+    constexpr int WIDE = 8 / NR;
+    for (; panel + WIDE <= p.panel_end; panel += WIDE) product_tile<T, 1, WIDE>(p, 0, panel);
+  } else if (p.rows <= 3) {
+    constexpr int WIDE = NR < 4 ? 4 / NR : 1;
+    for (; panel + WIDE <= p.panel_end; panel += WIDE) {
+      if (p.rows == 2) product_tile<T, 2, WIDE>(p, 0, panel);
+      if (p.rows == 3) product_tile<T, 3, WIDE>(p, 0, panel);
+    }
+  }
+  const int64_t tiles = (p.rows + MR - 1) / MR;
+  for (; panel < p.panel_end; ++panel) {
+    int64_t row = 0;
+    for (int64_t tile = 0; tile < tiles; ++tile) {  // an even split: 13 rows are 5 + 4 + 4, not 6 + 6 + 1
+      const int rows = int((p.rows - row + tiles - tile - 1) / (tiles - tile));
+      product_rows<T, 1>(p, rows, row, panel);
+      row += rows;
+    }
+  }
+}
+
+// MR columns of a by one panel of b: the rows are the long k of this product. Its chain starts at zero and is added to the
+// sum at its end, so that T * B terms become a sum of sums, which is more exact than one chain.
+template <class T>
+__attribute__((noinline)) void outer_tile(const OuterSum<T>& s, int64_t column, int64_t panel) {
+  using Sums = Tile<T, MR, NR>;
+  Sums tile;
+  Sums::each([&](auto r, auto j) FASTLSTM_INLINE { tile.sum[r][j] = Vec<T>{}; });
+  const T *a = s.a + column, *b = s.b + panel * kPanel<T>;
+  for (int64_t row = 0; row < s.rows; ++row, a += s.a_stride, b += s.b_stride) {
+    const T* rows[MR];
+    unrolled<MR>([&](auto r) FASTLSTM_INLINE { rows[r] = a + r; });
+    tile_step(tile, rows, 0, b, 0);
+  }
+  T* sum = s.sum + column * s.sum_stride + panel * kPanel<T>;
+  Sums::each([&](auto r, auto j) FASTLSTM_INLINE {
+    T* at = sum + r * s.sum_stride + j * kLanes<T>;
+    store(at, load(at) + tile.sum[r][j]);
+  });
+}
+
+template <class T>
+void outer_sum(const OuterSum<T>& s) {
+  for (int64_t panel = s.panel_begin; panel < s.panel_end; ++panel) {
+    for (int64_t column = 0; column < s.columns_a; column += MR) outer_tile(s, column, panel);
+    if (!s.column_sum) continue;
+    const T* b = s.b + panel * kPanel<T>;
+    Vec<T> total[NR] = {};
+    for (int64_t row = 0; row < s.rows; ++row)
+      unrolled<NR>([&](auto j) FASTLSTM_INLINE { total[j] += load(b + row * s.b_stride + j * kLanes<T>); });
+    unrolled<NR>([&](auto j) FASTLSTM_INLINE {
+      T* at = s.column_sum + panel * kPanel<T> + j * kLanes<T>;
+      store(at, load(at) + total[j]);
+    });
+  }
+}

@@ -1,0 +1,172 @@
+// The kernels of one instruction set. Compiled once per row of the table in CMakeLists.txt, which sets FASTLSTM_ISA,
+// FASTLSTM_VECTOR_BYTES, FASTLSTM_TILE_VECTORS and FASTLSTM_TILE_ASM. All of it, headers included, lies in a namespace of that
+// name and anonymous inside: a template shared between two such objects would be one weak symbol, and the linker could keep
+// the clone that this machine cannot run.
+#include <utility>
+
+#include "kernels.h"
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+namespace fastlstm::FASTLSTM_ISA {
+namespace {
+
+#include "simd.h"
+// clang-format off
+#include "../activations.h"
+#include "../cell.h"
+#include "gemm.h"
+// clang-format on
+
+template <class T>
+inline int lanes_of_block(int64_t hidden, int64_t block) {
+  const int64_t left = hidden - block * kLanes<T>;
+  return left < kLanes<T> ? int(left) : kLanes<T>;
+}
+
+// The cell for all rows of one block of units; `stash` holds the pre-activations, [rows][4][lanes].
+template <class T, bool TRAINING, bool FLAGGED>
+void cell_rows_forward(const StepForward<T>& s, int64_t block, const T* stash, int64_t stash_stride) {
+  using V = Vec<T>;
+  constexpr int L = kLanes<T>;
+  const int64_t unit = block * L;
+  const int lanes = lanes_of_block<T>(s.hidden, block);
+  const T* c_prev = s.c_prev + block * s.c_block_stride;
+  T* c = s.c + block * s.c_block_stride;
+  T* saved_block = TRAINING ? s.saved + block * s.saved_block_stride : nullptr;
+
+  for (int64_t row = 0; row < s.gates.rows; ++row) {
+    const T* pre = stash + row * stash_stride;
+    const bool held = FLAGGED && (s.flags[row] & kHeld);
+    V c_in = load(c_prev + row * L);
+    if (FLAGGED && (s.flags[row] & kCut)) c_in = V{};
+
+    Gates<V> saved;
+    CellState<V> now = cell_forward<V>({load(pre), load(pre + L), load(pre + 2 * L), load(pre + 3 * L)}, c_in, saved);
+    if (held) now = {s.m ? V{} : load(s.h_prev + row * s.gates.a_stride + unit), c_in};
+    store(c + row * L, now.c);
+    if (TRAINING) {
+      T* out = saved_block + row * 4 * L;
+      store(out, saved.i), store(out + L, saved.f), store(out + 2 * L, saved.g), store(out + 3 * L, saved.o);
+    }
+    if (s.cells) store(s.cells + s.order[row] * s.cells_stride + unit, now.c, lanes);
+    if (s.m) {
+      store(s.m + row * s.m_stride + unit, now.h);
+    } else {
+      const bool dropped = FLAGGED && s.flags_next && (s.flags_next[row] & kCut);
+      store(s.h_next + row * s.h_next_stride + unit, dropped ? V{} : now.h);
+      store(s.y + s.order[row] * s.y_stride + unit, held && !s.repeat ? V{} : now.h, lanes);
+    }
+  }
+}
+
+template <class T>
+void step_forward(const StepForward<T>& s) {
+  constexpr int64_t PANELS = 4 / NR;  // of one block of units
+  constexpr int MAX_ROWS = 96;
+  alignas(64) T stash[MAX_ROWS * 4 * kLanes<T>];
+  const bool flagged = s.flags || s.flags_next;
+  const auto cell_rows = s.saved ? (flagged ? cell_rows_forward<T, true, true> : cell_rows_forward<T, true, false>)
+                                 : (flagged ? cell_rows_forward<T, false, true> : cell_rows_forward<T, false, false>);
+  // A single row runs two blocks of units at once, see product().
+  const int64_t group = s.gates.rows == 1 ? 2 : 1;
+  for (int64_t block = s.block_begin; block < s.block_end; block += group) {
+    const int64_t blocks = s.block_end - block < group ? s.block_end - block : group;
+    Product<T> gates = s.gates;
+    gates.panel_begin = block * PANELS;
+    gates.panel_end = (block + blocks) * PANELS;
+    gates.c_stride = blocks * 4 * kLanes<T>;
+    gates.c = stash - gates.panel_begin * kPanel<T>;
+    product(gates);
+    for (int64_t i = 0; i < blocks; ++i) cell_rows(s, block + i, stash + i * 4 * kLanes<T>, gates.c_stride);
+  }
+}
+
+template <class T, bool FLAGGED>
+void cell_rows_backward(const StepBackward<T>& s, int64_t block) {
+  using V = Vec<T>;
+  constexpr int L = kLanes<T>;
+  const int64_t unit = block * L;
+  const int lanes = lanes_of_block<T>(s.hidden, block);
+  const T* saved = s.saved + block * s.saved_block_stride;
+  const T* c_prev = s.c_prev + block * s.c_block_stride;
+  const T* c = s.c + block * s.c_block_stride;
+  T* dc_block = s.dc + block * s.dc_block_stride;
+
+  for (int64_t row = 0; row < s.rows; ++row, saved += 4 * L) {
+    T* dh_at = s.dh + row * s.dh_stride + unit;
+    T* d_pre = s.d_pre + row * s.d_pre_stride + unit * 4;
+    const uint8_t flags = FLAGGED && s.flags ? s.flags[row] : 0;
+    const bool held = flags & kHeld;
+    V dh = load(dh_at), dc = load(dc_block + row * L);
+    if (FLAGGED && s.flags_after && (s.flags_after[row] & kCut)) {
+      dc = V{};
+      if (!s.m) dh = V{};  // with projection dh has been cut, and dy added, where h is
+    }
+    if (s.dy && !(held && !s.repeat)) dh += load(s.dy + s.order[row] * s.dy_stride + unit, lanes);
+    if (s.dcells) dc += load(s.dcells + s.order[row] * s.dcells_stride + unit, lanes);
+
+    CellGradient<V> d{{}, dc, {}};
+    if (!held) {
+      const V c_in = flags & kCut ? V{} : load(c_prev + row * L);
+      const Gates<V> gates{load(saved), load(saved + L), load(saved + 2 * L), load(saved + 3 * L)};
+      d = cell_backward<V>(gates, c_in, load(c + row * L), dh, dc);
+    }
+    store(d_pre, d.d_pre.i), store(d_pre + L, d.d_pre.f), store(d_pre + 2 * L, d.d_pre.g),
+        store(d_pre + 3 * L, d.d_pre.o);
+    store(dc_block + row * L, d.dc_prev);
+    if (s.m) store(s.m + row * s.m_stride + unit, d.m);
+    if (FLAGGED) store(dh_at, held ? dh : V{});
+  }
+}
+
+template <class T>
+void step_backward(const StepBackward<T>& s) {
+  const auto cell_rows = s.flags || s.flags_after ? cell_rows_backward<T, true> : cell_rows_backward<T, false>;
+  for (int64_t block = s.block_begin; block < s.block_end; ++block) cell_rows(s, block);
+}
+
+// to [columns, rows] = from [rows, columns], in squares that stay in the first cache.
+template <class T>
+void transpose(const T* from, int64_t from_stride, int64_t rows, int64_t columns, T* to, int64_t to_stride) {
+  constexpr int64_t SIDE = 16;
+  for (int64_t r0 = 0; r0 < rows; r0 += SIDE)
+    for (int64_t c0 = 0; c0 < columns; c0 += SIDE) {
+      const int64_t r1 = r0 + SIDE < rows ? r0 + SIDE : rows, c1 = c0 + SIDE < columns ? c0 + SIDE : columns;
+      for (int64_t c = c0; c < c1; ++c)
+        for (int64_t r = r0; r < r1; ++r) to[c * to_stride + r] = from[r * from_stride + c];
+    }
+}
+
+template <class T, class Function>
+void sweep(const T* x, T* y, int64_t n, Function function) {
+  for (int64_t i = 0; i < n; i += kLanes<T>) {
+    const int lanes = n - i < kLanes<T> ? int(n - i) : kLanes<T>;
+    store(y + i, value(function(load(x + i, lanes))), lanes);
+  }
+}
+
+template <class T>
+void sweep_sigmoid(const T* x, T* y, int64_t n) {
+  sweep(x, y, n, [](Vec<T> v) { return sigmoid(v); });
+}
+
+template <class T>
+void sweep_tanh(const T* x, T* y, int64_t n) {
+  sweep(x, y, n, [](Vec<T> v) { return tanh(v); });
+}
+
+template <class T>
+constexpr Kernels<T> kTable = {kLanes<T>,        kPanel<T>,    MR,           product<T>,       step_forward<T>,
+                               step_backward<T>, outer_sum<T>, transpose<T>, sweep_sigmoid<T>, sweep_tanh<T>};
+
+}  // namespace
+
+extern const Kernels<float> kernels_float32;
+extern const Kernels<double> kernels_float64;
+const Kernels<float> kernels_float32 = kTable<float>;
+const Kernels<double> kernels_float64 = kTable<double>;
+
+}  // namespace fastlstm::FASTLSTM_ISA

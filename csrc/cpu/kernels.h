@@ -1,0 +1,95 @@
+// What one instruction set offers to the time loop: plain functions over one thread's share of one step.
+// kernels.cpp fills this table once per instruction set; dispatch.cpp chooses one.
+// "Blocked" columns: the 4H gate columns in the order [H/lanes][4][lanes], the units padded to whole vectors.
+#pragma once
+#include "../layer.h"
+
+namespace fastlstm {
+
+// c [rows, columns of the panels] = start + a [rows, K] . panels
+template <class T>
+struct Product {
+  int64_t rows, K;
+  const T* a;  // [rows, K], rows a_stride apart
+  int64_t a_stride;
+  const T* panels;  // [panel_end][K][panel], panels panel_stride apart
+  int64_t panel_stride;
+  int64_t panel_begin, panel_end;  // columns panel * panel_begin onwards are computed
+  const T* start;  // [rows, columns], rows start_stride apart (0: one row for all); null: zero; may be c
+  int64_t start_stride;
+  T* c;  // [rows, columns], rows c_stride apart
+  int64_t c_stride;
+};
+
+// One step of some rows and some blocks of units: all four gates in one product, then the cell.
+template <class T>
+struct StepForward {
+  Product<T> gates;  // into the kernel's own stash: rows, K, a, panels, start are read
+  int64_t hidden, block_begin, block_end;
+  const T* c_prev;  // [blocks][rows][lanes], blocks c_block_stride apart
+  T* c;             // the same; may be c_prev
+  int64_t c_block_stride;
+  const T* h_prev;  // [rows, hidden], a_stride apart: the carried h, for rows that are held
+  T* h_next;        // [rows, blocks * lanes], h_next_stride apart: the carried h; null with projection
+  int64_t h_next_stride;
+  T* m;  // [rows, blocks * lanes]: o * tanh(c) before projection; null without
+  int64_t m_stride;
+  T* saved;  // [blocks][rows][4][lanes], blocks saved_block_stride apart; null in inference
+  int64_t saved_block_stride;
+  T* y;                               // [*, hidden] at this step; null with projection
+  T* cells;                           // [*, hidden] at this step; null: not wanted
+  int64_t y_stride, cells_stride;     // between the caller's rows
+  const int64_t* order;               // [rows] the caller's index of each row
+  const uint8_t *flags, *flags_next;  // [rows] of this step and the next; both null: none
+  bool repeat;
+};
+
+template <class T>
+struct StepBackward {
+  int64_t rows, hidden, block_begin, block_end;
+  const T* saved;  // as in StepForward
+  int64_t saved_block_stride;
+  const T *c_prev, *c;  // [blocks][rows][lanes]
+  int64_t c_block_stride;
+  const T* dy;      // [*, hidden] at this step; null: zero, or already in dh
+  const T* dcells;  // [*, hidden] at this step; null: zero
+  int64_t dy_stride, dcells_stride;
+  const int64_t* order;  // [rows]
+  T* dh;  // [rows, blocks * lanes], dh_stride apart: in, the recurrent gradient; out, what a held row passes on
+  int64_t dh_stride;
+  T* dc;  // [blocks][rows][lanes], blocks dc_block_stride apart, in and out
+  int64_t dc_block_stride;
+  T* d_pre;  // [rows, blocks][4][lanes], rows d_pre_stride apart
+  int64_t d_pre_stride;
+  T* m;  // [rows, blocks * lanes] out: o * tanh(c); null: not wanted
+  int64_t m_stride;
+  const uint8_t *flags, *flags_after;  // [rows] of this step and the one after it in time of processing; may be null
+  bool repeat;
+};
+
+// sum [columns_a, columns of b] += a^T . b over rows, columns panel_begin .. panel_end of b.
+template <class T>
+struct OuterSum {
+  int64_t rows;
+  const T* a;  // [rows, columns_a], rows a_stride apart
+  int64_t columns_a, a_stride;
+  const T* b;  // [rows, panels * panel], rows b_stride apart
+  int64_t b_stride, panel_begin, panel_end;
+  T* sum;  // [columns_a rounded up to tile_rows, panels * panel], rows sum_stride apart
+  int64_t sum_stride;
+  T* column_sum;  // [panels * panel] += sum of b over rows; null: not wanted
+};
+
+template <class T>
+struct Kernels {
+  int lanes, panel, tile_rows;
+  void (*product)(const Product<T>&);
+  void (*step_forward)(const StepForward<T>&);
+  void (*step_backward)(const StepBackward<T>&);
+  void (*outer_sum)(const OuterSum<T>&);
+  void (*transpose)(const T* from, int64_t from_stride, int64_t rows, int64_t columns, T* to, int64_t to_stride);
+  void (*sigmoid)(const T* x, T* y, int64_t n);  // for the accuracy sweep of the tests
+  void (*tanh)(const T* x, T* y, int64_t n);
+};
+
+}  // namespace fastlstm

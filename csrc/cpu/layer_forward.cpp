@@ -1,0 +1,311 @@
+// The forward time loop. Each row group owns a ring of operand rows [x_s | h_{s-1}] and the cell states of its rows; with a
+// tape the "ring" is the tape itself, with a slot for every step.
+#include <algorithm>
+#include <vector>
+
+#include "layer_loop.h"
+#include "plan.h"
+
+namespace fastlstm {
+namespace {
+
+template <class T>
+class Forward {
+ public:
+  Forward(const Panels<T>& panels, const ForwardArgs<T>& args, LayerTape<T>* tape, int threads, Interrupt& interrupt)
+      : panels_(panels),
+        layout_(panels.layout),
+        args_(args),
+        shape_(args.shape),
+        time_(args.timeline),
+        tape_(tape),
+        interrupt_(interrupt),
+        plan_(plan_forward(args.shape, panels.layout, sizeof(T), threads)) {
+    for (int i = 0; i < plan_.row_groups; ++i) groups_.push_back(make_group(i));
+  }
+
+  int threads() const { return plan_.threads(); }
+
+  void run(int rank) {
+    Group& group = *groups_[std::size_t(rank / plan_.unit_groups)];
+    const Member me = member(group, rank % plan_.unit_groups);
+    const int64_t block = plan_.unit_groups > 1 ? group.rows.size() : plan_.row_block;
+    const int64_t parts = block > 0 ? (group.rows.size() + block - 1) / block : 0;
+    for (int64_t part = 0; part < parts && !interrupt_.stopped(); ++part) {
+      const Range rows = share(group.rows.size(), parts, part);
+      run_rows(group, me, {group.rows.begin + rows.begin, group.rows.begin + rows.end});
+    }
+  }
+
+ private:
+  struct Group {
+    Group(int members, const Interrupt& interrupt) : barrier(members, interrupt) {}
+    Range rows;
+    Barrier barrier;
+    Buffer<T> operands, c;  // inference only
+    Buffer<T> pre;          // [hoisted_steps, rows, columns]
+    Buffer<T> m, h;         // with projection: [rows, units], [rows, output_padded]
+    T *operand = nullptr, *state = nullptr;
+    int64_t capacity = 0;  // rows in a slot
+    int64_t slots = 0;
+  };
+
+  struct Member {
+    int index;
+    bool leads;    // asks whether to stop
+    Range blocks;  // of units
+  };
+
+  std::unique_ptr<Group> make_group(int index) const {
+    auto group = std::make_unique<Group>(plan_.unit_groups, interrupt_);
+    group->rows = rows_of_group(shape_, time_, plan_.row_groups, index);
+    const int64_t rows = group->rows.size();
+    if (tape_) {
+      group->capacity = shape_.B;
+      group->slots = shape_.T + 1;
+      group->operand = tape_->operands.data();
+      group->state = tape_->c.data();
+    } else {
+      group->capacity = plan_.unit_groups > 1 ? rows : std::min(rows, plan_.row_block);
+      group->slots = 2 * plan_.hoisted_steps;
+      group->operands = Buffer<T>(size_product(group->slots, group->capacity, layout_.operand_stride));
+      group->c = Buffer<T>(size_product(group->capacity, layout_.units));
+      group->operand = group->operands.data();
+      group->state = group->c.data();
+    }
+    if (hoisted()) group->pre = Buffer<T>(size_product(plan_.hoisted_steps, group->capacity, layout_.columns));
+    if (shape_.P > 0) {
+      group->m = Buffer<T>(size_product(plan_.row_block, layout_.units));
+      group->h = Buffer<T>(size_product(plan_.row_block, layout_.output_padded));
+    }
+    return group;
+  }
+
+  bool hoisted() const { return plan_.hoisted_steps > 1; }
+
+  Member member(const Group&, int index) const {
+    const int64_t grain = std::max<int64_t>(1, layout_.panel / layout_.lanes);
+    return {index, index == 0, share(layout_.blocks, plan_.unit_groups, index, grain)};
+  }
+
+  // Row `row` of the operands of step s; the tape holds all rows, a ring only those that run now, from `origin`.
+  T* operand(const Group& g, int64_t s, int64_t row, int64_t origin) const {
+    const int64_t local = tape_ ? row : row - origin;
+    return g.operand + (s % g.slots * g.capacity + local) * layout_.operand_stride;
+  }
+  // The cell states before step s, at `row` of the first block.
+  T* state(const Group& g, int64_t s, int64_t row, int64_t origin) const {
+    const int64_t local = tape_ ? row : row - origin;
+    return g.state + (tape_ ? s * g.capacity * layout_.units : 0) + local * layout_.lanes;
+  }
+  const uint8_t* flags(int64_t s, int64_t row) const {
+    return time_.flags && s < shape_.T ? time_.flags + s * shape_.B + row : nullptr;
+  }
+
+  void run_rows(Group& g, const Member& me, Range rows) {
+    begin_rows(g, me, rows);
+    load_inputs(g, me, rows, 0);
+    if (plan_.unit_groups > 1) g.barrier.wait(me.index);
+    for (int64_t s = 0; s < shape_.T; ++s) {
+      if (hoisted() && s % plan_.hoisted_steps == 0) project_inputs(g, me, rows, s);
+      step(g, me, rows, s);
+      if ((s + 1) % plan_.hoisted_steps == 0) load_inputs(g, me, rows, s + 1);
+      if (me.leads && s % 16 == 15) interrupt_.check();
+      if (interrupt_.stopped()) return;
+      if (plan_.unit_groups > 1) g.barrier.wait(me.index);
+    }
+    end_rows(g, me, rows);
+  }
+
+  Range my_rows(const Member& me, Range rows) const {
+    const Range mine = share(rows.size(), plan_.unit_groups, me.index);
+    return {rows.begin + mine.begin, rows.begin + mine.end};
+  }
+
+  // The initial state goes to the slot of each row's own first step.
+  void begin_rows(const Group& g, const Member& me, Range rows) const {
+    const Range mine = my_rows(me, rows);
+    for (int64_t row = mine.begin; row < mine.end; ++row) {
+      const int64_t first = time_.first_step(row, shape_.T), b = time_.order[row];
+      const uint8_t* flag = flags(first, row);
+      const bool zero_h = !args_.h0 || (flag && (*flag & kCut));
+      T* h = operand(g, first, row, rows.begin) + layout_.h_offset;
+      std::fill(h, h + round_up(shape_.output(), layout_.lanes), T(0));
+      if (!zero_h) std::copy_n(args_.h0 + b * shape_.output(), shape_.output(), h);
+      for (int64_t unit = 0; unit < layout_.units; ++unit)
+        *state_unit(g, first, row, rows.begin, unit) =
+            args_.c0 && unit < shape_.H ? args_.c0[b * shape_.H + unit] : T(0);
+    }
+  }
+
+  T* state_unit(const Group& g, int64_t s, int64_t row, int64_t origin, int64_t unit) const {
+    return state(g, s, row, origin) + unit / layout_.lanes * g.capacity * layout_.lanes + unit % layout_.lanes;
+  }
+
+  // x of the steps of the chunk that starts at s.
+  void load_inputs(const Group& g, const Member& me, Range rows, int64_t s) const {
+    const int64_t end = std::min(s + plan_.hoisted_steps, shape_.T);
+    const Range mine = my_rows(me, rows);
+    for (; s < end; ++s) {
+      const int64_t t = time_.time(s, shape_.T), active = std::min(mine.end, time_.rows(s, shape_.B));
+      for (int64_t row = mine.begin; row < active; ++row) {
+        const uint8_t* flag = flags(s, row);
+        T* to = operand(g, s, row, rows.begin) + layout_.x_offset;
+        // x of a held step is never read: a NaN there would reach dW as 0 * NaN.
+        fill(to, flag && (*flag & kHeld) ? nullptr : args_.x.row(t, time_.order[row]), shape_.I);
+      }
+    }
+  }
+
+  Product<T> gate_product(Range rows) const {
+    Product<T> p{};
+    p.rows = rows.size();
+    p.a_stride = layout_.operand_stride;
+    p.panel_stride = layout_.depth * layout_.panel;
+    return p;
+  }
+
+  // pre = b + x . W of my units for a chunk of steps; the recurrence goes on from there, in the same chain.
+  void project_inputs(const Group& g, const Member& me, Range rows, int64_t s) const {
+    const int64_t steps = std::min(plan_.hoisted_steps, shape_.T - s), per_block = 4 * layout_.lanes;
+    Product<T> p = gate_product(rows);
+    p.rows = steps * g.capacity;
+    p.K = shape_.I;
+    p.a = operand(g, s, rows.begin, rows.begin) + layout_.x_offset;
+    p.panels = panels_.gates.data();
+    p.panel_begin = me.blocks.begin * per_block / layout_.panel;
+    p.panel_end = me.blocks.end * per_block / layout_.panel;
+    p.start = panels_.bias.data();
+    p.c = g.pre.data();
+    p.c_stride = layout_.columns;
+    panels_.kernels.product(p);
+  }
+
+  void step(const Group& g, const Member& me, Range rows, int64_t s) const {
+    const int64_t end = std::min(rows.end, time_.rows(s, shape_.B));
+    const int64_t parts = (end - rows.begin + plan_.row_block - 1) / plan_.row_block;
+    for (int64_t part = 0; part < parts; ++part) {
+      const Range local = share(end - rows.begin, parts, part);
+      step_rows(g, me, {rows.begin + local.begin, rows.begin + local.end}, rows.begin, s);
+    }
+  }
+
+  void step_rows(const Group& g, const Member& me, Range rows, int64_t origin, int64_t s) const {
+    const int64_t t = time_.time(s, shape_.T), row = rows.begin;
+    StepForward<T> k{};
+    k.gates = gate_product(rows);
+    T* now = operand(g, s, row, origin);
+    if (hoisted()) {
+      k.gates.K = shape_.output();
+      k.gates.a = now + layout_.h_offset;
+      k.gates.panels = panels_.gates.data() + shape_.I * layout_.panel;
+      k.gates.start = g.pre.data() + (s % plan_.hoisted_steps * g.capacity + row - origin) * layout_.columns;
+      k.gates.start_stride = layout_.columns;
+    } else {
+      k.gates.K = layout_.depth;
+      k.gates.a = now + layout_.x_offset;
+      k.gates.panels = panels_.gates.data();
+      k.gates.start = panels_.bias.data();
+    }
+    k.hidden = shape_.H;
+    k.block_begin = me.blocks.begin;
+    k.block_end = me.blocks.end;
+    k.c_prev = state(g, s, row, origin);
+    k.c = state(g, s + 1, row, origin);
+    k.c_block_stride = g.capacity * layout_.lanes;
+    k.h_prev = now + layout_.h_offset;
+    k.h_next = operand(g, s + 1, row, origin) + layout_.h_offset;
+    k.h_next_stride = layout_.operand_stride;
+    if (shape_.P > 0) k.m = g.m.data(), k.m_stride = layout_.units;
+    if (tape_) {
+      k.saved = tape_->gates.data() + (s * layout_.blocks * shape_.B + row) * 4 * layout_.lanes;
+      k.saved_block_stride = shape_.B * 4 * layout_.lanes;
+    }
+    k.y = args_.y.step(t);
+    k.y_stride = args_.y.b_stride;
+    k.cells = args_.cells.step(t);
+    k.cells_stride = args_.cells.b_stride;
+    k.order = time_.order + row;
+    k.flags = flags(s, row);
+    k.flags_next = flags(s + 1, row);
+    k.repeat = time_.repeat;
+    panels_.kernels.step_forward(k);
+    if (shape_.P > 0) project_outputs(g, k);
+  }
+
+  // h = m . w_p^T, then what step_forward does with h without a projection.
+  void project_outputs(const Group& g, const StepForward<T>& k) const {
+    Product<T> p{};
+    p.rows = k.gates.rows;
+    p.K = shape_.H;
+    p.a = k.m;
+    p.a_stride = k.m_stride;
+    p.panels = panels_.projection.data();
+    p.panel_stride = shape_.H * layout_.panel;
+    p.panel_end = layout_.output_padded / layout_.panel;
+    p.c = g.h.data();
+    p.c_stride = layout_.output_padded;
+    panels_.kernels.product(p);
+
+    const int64_t P = shape_.P;
+    for (int64_t row = 0; row < p.rows; ++row) {
+      const bool held = k.flags && (k.flags[row] & kHeld), cut_next = k.flags_next && (k.flags_next[row] & kCut);
+      const T* h = held ? k.h_prev + row * k.gates.a_stride : p.c + row * p.c_stride;
+      T *y = k.y + k.order[row] * k.y_stride, *next = k.h_next + row * k.h_next_stride;
+      for (int64_t i = 0; i < P; ++i) {
+        y[i] = held && !k.repeat ? T(0) : h[i];
+        next[i] = cut_next ? T(0) : h[i];
+      }
+    }
+  }
+
+  // Final states, and the outputs of the steps beyond each row's end, which no kernel has visited.
+  void end_rows(const Group& g, const Member& me, Range rows) const {
+    const Range mine = my_rows(me, rows);
+    for (int64_t row = mine.begin; row < mine.end; ++row) {
+      const int64_t last = time_.last_step(row, shape_.T), b = time_.order[row];
+      const T* h = operand(g, last, row, rows.begin) + layout_.h_offset;
+      T* c = args_.c_n + b * shape_.H;
+      for (int64_t unit = 0; unit < shape_.H; ++unit) c[unit] = *state_unit(g, last, row, rows.begin, unit);
+      std::copy_n(h, shape_.output(), args_.h_n + b * shape_.output());
+      if (!time_.end) continue;
+      const T* h_held = time_.reverse ? (args_.h0 ? args_.h0 + b * shape_.output() : nullptr) : h;
+      const T* c_held = time_.reverse ? (args_.c0 ? args_.c0 + b * shape_.H : nullptr) : c;
+      for (int64_t t = time_.end[row]; t < shape_.T; ++t) {
+        fill(args_.y.row(t, b), time_.repeat ? h_held : nullptr, shape_.output());
+        if (args_.cells) fill(args_.cells.row(t, b), c_held, shape_.H);
+      }
+    }
+  }
+
+  static void fill(T* to, const T* from, int64_t n) {
+    if (from)
+      std::copy_n(from, n, to);
+    else
+      std::fill_n(to, n, T(0));
+  }
+
+  const Panels<T>& panels_;
+  const Layout& layout_;
+  const ForwardArgs<T>& args_;
+  const Shape& shape_;
+  const Timeline& time_;
+  LayerTape<T>* tape_;
+  Interrupt& interrupt_;
+  Plan plan_;
+  std::vector<std::unique_ptr<Group>> groups_;
+};
+
+}  // namespace
+
+template <class T>
+void layer_forward(const Panels<T>& panels, const ForwardArgs<T>& args, LayerTape<T>* tape, int threads,
+                   Interrupt& interrupt) {
+  Forward<T> forward(panels, args, tape, threads, interrupt);
+  run_team(forward.threads(), [&](int rank) { forward.run(rank); });
+}
+
+template void layer_forward(const Panels<float>&, const ForwardArgs<float>&, LayerTape<float>*, int, Interrupt&);
+template void layer_forward(const Panels<double>&, const ForwardArgs<double>&, LayerTape<double>*, int, Interrupt&);
+
+}  // namespace fastlstm

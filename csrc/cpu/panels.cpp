@@ -1,0 +1,91 @@
+#include "panels.h"
+
+#include <algorithm>
+#include <cstring>
+
+namespace fastlstm {
+namespace {
+
+// Rows that lie a multiple of 512 bytes apart compete for the same few lines of the cache; one more line spreads them.
+int64_t spread(int64_t elements, int64_t element_bytes) {
+  constexpr int64_t kLine = 64;
+  const int64_t bytes = elements * element_bytes;
+  return bytes % 512 == 0 ? (bytes + kLine) / element_bytes : elements;
+}
+
+}  // namespace
+
+Layout::Layout(Shape shape, int lanes_, int panel_, int64_t element_bytes)
+    : lanes(lanes_),
+      panel(panel_),
+      blocks(round_up(shape.H, lanes) / lanes),
+      units(blocks * lanes),
+      columns(4 * units),
+      depth(shape.depth()),
+      output_padded(round_up(shape.output(), panel)),
+      input_padded(round_up(shape.I, panel)),
+      h_offset(round_up(shape.I, lanes)),
+      x_offset(h_offset - shape.I),
+      operand_stride(spread(h_offset + round_up(shape.output(), lanes), element_bytes)),
+      d_pre_stride(spread(columns, element_bytes)) {}
+
+template <class T>
+Panels<T>::Panels(const Kernels<T>& kernels_, Shape shape_, const RawWeights<T>& raw)
+    : kernels(kernels_),
+      shape(shape_),
+      layout(shape_, kernels_.lanes, kernels_.panel, sizeof(T)),
+      gates(size_product(layout.columns, layout.depth)),
+      bias(layout.columns),
+      projection(shape_.P > 0 ? size_product(layout.output_padded, shape_.H) : 0) {
+  const int64_t H = shape.H, I = shape.I, W = layout.panel, L = layout.lanes;
+  std::fill_n(bias.data(), layout.columns, T(0));
+  if (H % L) std::fill_n(gates.data(), gates.size(), T(0));
+  for (int64_t block = 0; block < layout.blocks; ++block)
+    for (int64_t gate = 0; gate < 4; ++gate) {
+      const int64_t row = gate * H + block * L, column = (block * 4 + gate) * L, units = std::min(L, H - block * L);
+      T* to = gates.data() + column / W * layout.depth * W + column % W;
+      kernels.transpose(raw.w_x + row * I, I, units, I, to, W);
+      kernels.transpose(raw.w_h + row * shape.output(), shape.output(), units, shape.output(), to + I * W, W);
+      if (raw.b_ih)
+        for (int64_t u = 0; u < units; ++u) bias.data()[column + u] = raw.b_ih[row + u] + raw.b_hh[row + u];
+    }
+  if (shape.P == 0) return;
+  std::fill_n(projection.data(), projection.size(), T(0));
+  for (int64_t p = 0; p < shape.P; p += W)
+    kernels.transpose(raw.w_p + p * H, H, std::min(W, shape.P - p), H, projection.data() + p * H, W);
+}
+
+// The rows first .. first + count of the gate panels as columns: [padded / panel][columns][panel].
+template <class T>
+Buffer<T> Panels<T>::transposed_rows(int64_t first, int64_t count, int64_t padded) const {
+  const int64_t W = layout.panel, C = layout.columns;
+  Buffer<T> to(size_product(padded, C));
+  if (count != padded) std::fill_n(to.data(), to.size(), T(0));
+  for (int64_t n = 0; n < count; n += W)
+    for (int64_t column = 0; column < C; column += W)
+      kernels.transpose(gates.data() + column * layout.depth + (first + n) * W, W, std::min(W, count - n), W,
+                        to.data() + n * C + column * W, W);
+  return to;
+}
+
+template <class T>
+const typename Panels<T>::Transposed& Panels<T>::transposed() const {
+  std::call_once(once_, [this] {
+    transposed_.dh = transposed_rows(shape.I, shape.output(), layout.output_padded);
+    transposed_.dx = transposed_rows(0, shape.I, layout.input_padded);
+    if (shape.P == 0) return;
+    const int64_t W = layout.panel, H = shape.H, P = shape.P;
+    transposed_.dm = Buffer<T>(size_product(round_up(layout.units, W), P));
+    std::fill_n(transposed_.dm.data(), transposed_.dm.size(), T(0));
+    for (int64_t n = 0; n < H; n += W)
+      for (int64_t p = 0; p < P; p += W)  // projection [P panels][H][W]: rows are units, columns are outputs
+        kernels.transpose(projection.data() + p * H + n * W, W, std::min(W, H - n), std::min(W, P - p),
+                          transposed_.dm.data() + n * P + p * W, W);
+  });
+  return transposed_;
+}
+
+template class Panels<float>;
+template class Panels<double>;
+
+}  // namespace fastlstm

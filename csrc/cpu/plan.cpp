@@ -1,0 +1,69 @@
+#include "plan.h"
+
+#include <algorithm>
+
+namespace fastlstm {
+namespace {
+
+// Units are dealt in whole panels of the transposed weights, so that one split serves forward and backward.
+int64_t unit_grain(const Layout& layout) { return std::max<int64_t>(1, layout.panel / layout.lanes); }
+
+// The measured rule (2 cores of Zen 3): rows as long as each thread keeps enough of them to reuse every weight that it reads,
+// fewer being enough where the weights are small; else the units, which divide the weights.
+Plan split(const Shape& shape, const Layout& layout, int64_t element_bytes, int threads) {
+  Plan plan;
+  const int64_t weight_bytes = layout.columns * layout.depth * element_bytes;
+  // Below this a step takes less time than two threads need to meet.
+  constexpr int64_t kWorthSharing = 128 * 1024;
+  if (shape.B * layout.columns * layout.depth < kWorthSharing) return plan;
+  if (shape.P > 0) {  // the projection needs every unit of a row
+    plan.row_groups = int(std::min<int64_t>(threads, shape.B));
+    return plan;
+  }
+  const int64_t enough_rows = weight_bytes <= 512 * 1024 ? 12 : 64;
+  const int64_t unit_parts = layout.blocks / unit_grain(layout);
+  for (int groups = threads; groups >= 1; --groups) {
+    if (threads % groups || (groups > 1 && shape.B / groups < enough_rows)) continue;
+    plan.row_groups = groups;
+    plan.unit_groups = int(std::min<int64_t>(threads / groups, std::max<int64_t>(1, unit_parts)));
+    return plan;
+  }
+  return plan;
+}
+
+}  // namespace
+
+Range share(int64_t n, int64_t parts, int64_t part, int64_t grain) {
+  const int64_t grains = (n + grain - 1) / grain;
+  return {std::min(n, grains * part / parts * grain), std::min(n, grains * (part + 1) / parts * grain)};
+}
+
+Plan plan_forward(const Shape& shape, const Layout& layout, int64_t element_bytes, int threads) {
+  Plan plan = split(shape, layout, element_bytes, threads);
+  // A handful of rows is bound by reading the weights once per step: reading W once per many steps halves that.
+  constexpr int64_t kFewRows = 3, kHoistedRows = 48;
+  if (shape.B <= kFewRows && shape.T > 1 && plan.row_groups == 1)
+    plan.hoisted_steps = std::min(shape.T, std::max<int64_t>(1, kHoistedRows / shape.B));
+  return plan;
+}
+
+Plan plan_backward(const Shape& shape, const Layout& layout, int64_t element_bytes, int threads) {
+  Plan plan = split(shape, layout, element_bytes, threads);
+  plan.row_block = 60;
+  return plan;
+}
+
+Range rows_of_group(const Shape& shape, const Timeline& timeline, int groups, int group) {
+  if (!timeline.end) return share(shape.B, groups, group);
+  int64_t total = 0;
+  for (int64_t row = 0; row < shape.B; ++row) total += timeline.end[row] + 1;
+  // The boundary of part p: the first row at which p / groups of the work is done.
+  const auto boundary = [&](int64_t part) {
+    int64_t done = 0, row = 0;
+    while (row < shape.B && done * groups < total * part) done += timeline.end[row++] + 1;
+    return row;
+  };
+  return {boundary(group), boundary(group + 1)};
+}
+
+}  // namespace fastlstm

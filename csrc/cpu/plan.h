@@ -1,0 +1,33 @@
+// How one layer's work is split over threads and steps: the one place where a path is chosen. The results do not depend on it.
+#pragma once
+#include "../layer.h"
+#include "panels.h"
+
+namespace fastlstm {
+
+struct Range {
+  int64_t begin = 0, end = 0;
+  int64_t size() const { return end - begin; }
+};
+
+// Part `part` of `parts` nearly equal parts of 0 .. n, cut at multiples of `grain`.
+Range share(int64_t n, int64_t parts, int64_t part, int64_t grain = 1);
+
+// Threads form a grid: row groups work on rows of their own and never wait for one another; the members of a group share its
+// rows, divide the units and meet at a barrier after every step.
+struct Plan {
+  int row_groups = 1, unit_groups = 1;
+  int64_t row_block = 48;  // rows that run through all steps (row groups) or through one step (unit groups) together
+  int64_t hoisted_steps =
+      1;  // x . W for so many steps at once, before the recurrence; 1: folded into the step's own product
+
+  int threads() const { return row_groups * unit_groups; }
+};
+
+Plan plan_forward(const Shape& shape, const Layout& layout, int64_t element_bytes, int threads);
+Plan plan_backward(const Shape& shape, const Layout& layout, int64_t element_bytes, int threads);
+
+// The rows of group `group`, such that each group has its part of the active steps.
+Range rows_of_group(const Shape& shape, const Timeline& timeline, int groups, int group);
+
+}  // namespace fastlstm

@@ -1,0 +1,113 @@
+// The vector of one instruction set and the four operations that the kernels need beside + - * /.
+// Included by kernels.cpp inside the namespace of that instruction set; opens no namespace, includes nothing.
+
+template <class T>
+struct VectorOf {
+  typedef T type __attribute__((vector_size(FASTLSTM_VECTOR_BYTES)));
+  typedef T unaligned __attribute__((vector_size(FASTLSTM_VECTOR_BYTES), aligned(alignof(T)), may_alias));
+};
+
+template <class T>
+using Vec = typename VectorOf<T>::type;
+
+template <class V>
+struct ElementOf {
+  typedef __typeof__(V{}[0] + V{}[0]) type;
+};
+
+template <class V>
+using Elem = typename ElementOf<V>::type;
+
+template <class T>
+constexpr int kLanes = FASTLSTM_VECTOR_BYTES / int(sizeof(T));
+
+// NR vectors make one packed panel; MR rows by NR vectors make one register tile.
+constexpr int NR = FASTLSTM_TILE_VECTORS;
+constexpr int MR = 6;
+
+template <class T>
+constexpr int kPanel = NR * kLanes<T>;
+
+// f(0), f(1), ... with compile-time indices: an array indexed by them stays in registers, which a loop does not promise.
+template <int I>
+struct Constant {
+  constexpr operator int() const { return I; }
+};
+
+template <int... I, class F>
+[[gnu::always_inline]] inline void unrolled_over(std::integer_sequence<int, I...>, F f) {
+  (f(Constant<I>{}), ...);
+}
+
+template <int N, class F>
+[[gnu::always_inline]] inline void unrolled(F f) {
+  unrolled_over(std::make_integer_sequence<int, N>{}, f);
+}
+
+// x - 0 rather than 0 + x: the sum would keep an addition (because of -0), the difference folds into the broadcast.
+template <class V>
+[[gnu::always_inline]] inline V broadcast(Elem<V> x) {
+  return x - V{};
+}
+
+template <class V>
+[[gnu::always_inline]] inline V fma(V a, V b, V c) {
+  return a * b + c;  // one rounding where the instruction set has it, by -ffp-contract=fast
+}
+
+// x is returned when it is NaN: clamping must not swallow one.
+template <class V>
+[[gnu::always_inline]] inline V min(V limit, V x) {
+  return limit < x ? limit : x;
+}
+
+template <class V>
+[[gnu::always_inline]] inline V max(V limit, V x) {
+  return limit > x ? limit : x;
+}
+
+#if FASTLSTM_VECTOR_BYTES == 32 && defined(__AVX__)
+template <>
+inline Vec<float> min(Vec<float> limit, Vec<float> x) {
+  return _mm256_min_ps(limit, x);
+}
+template <>
+inline Vec<float> max(Vec<float> limit, Vec<float> x) {
+  return _mm256_max_ps(limit, x);
+}
+template <>
+inline Vec<double> min(Vec<double> limit, Vec<double> x) {
+  return _mm256_min_pd(limit, x);
+}
+template <>
+inline Vec<double> max(Vec<double> limit, Vec<double> x) {
+  return _mm256_max_pd(limit, x);
+}
+#endif
+
+template <class T>
+[[gnu::always_inline]] inline Vec<T> load(const T* p) {
+  return *reinterpret_cast<const typename VectorOf<T>::unaligned*>(p);
+}
+
+template <class T>
+[[gnu::always_inline]] inline void store(T* p, Vec<T> v) {
+  *reinterpret_cast<typename VectorOf<T>::unaligned*>(p) = v;
+}
+
+// The first n lanes only: a row of the caller's array ends where it ends.
+template <class T>
+inline void store(T* p, Vec<T> v, int n) {
+  if (n == kLanes<T>)
+    store(p, v);
+  else
+    for (int lane = 0; lane < n; ++lane) p[lane] = v[lane];
+}
+
+template <class T>
+inline Vec<T> load(const T* p, int n) {
+  if (n == kLanes<T>) return load(p);
+  Vec<T> v{};
+  for (int lane = 0; lane < n; ++lane) v[lane] = p[lane];
+  return v;
+}

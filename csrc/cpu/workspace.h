@@ -1,0 +1,56 @@
+// Aligned memory that says how much it asked for when it cannot be had, and the size arithmetic that cannot overflow silently.
+#pragma once
+#include <cstdint>
+#include <cstdlib>
+#include <memory>
+#include <new>
+#include <stdexcept>
+#include <string>
+
+namespace fastlstm {
+
+inline int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
+
+// The product of sizes; throws std::length_error where it does not fit.
+template <class... N>
+int64_t size_product(N... n) {
+  int64_t size = 1;
+  const bool overflow = (__builtin_mul_overflow(size, int64_t(n), &size) || ...);
+  if (overflow || size > (int64_t(1) << 60)) throw std::length_error("the product of the sizes overflows");
+  return size;
+}
+
+// Why not bad_alloc: its message cannot name a size. The bindings turn this into MemoryError.
+struct OutOfMemory : std::runtime_error {
+  explicit OutOfMemory(int64_t bytes)
+      : std::runtime_error("cannot allocate " + std::to_string(bytes) + " bytes (" + std::to_string(bytes >> 20) +
+                           " MiB)") {}
+};
+
+// An uninitialised array on a page of its own, so that threads' parts never share lines that a prefetcher would steal.
+template <class T>
+class Buffer {
+ public:
+  Buffer() = default;
+  explicit Buffer(int64_t size) : size_(size) {
+    constexpr int64_t kPage = 4096;
+    const int64_t bytes =
+        round_up(size_product(size, sizeof(T)), kPage) + kPage;  // tiles may read a little past the end
+    data_.reset(static_cast<T*>(std::aligned_alloc(kPage, std::size_t(bytes))));
+    if (!data_) throw OutOfMemory(bytes);
+  }
+
+  T* data() const { return data_.get(); }
+  int64_t size() const { return size_; }
+  int64_t bytes() const { return size_ * int64_t(sizeof(T)); }
+  explicit operator bool() const { return data_ != nullptr; }
+
+ private:
+  struct Free {
+    void operator()(T* p) const { std::free(p); }
+  };
+  std::unique_ptr<T, Free> data_;
+  int64_t size_ = 0;
+};
+
+}  // namespace fastlstm

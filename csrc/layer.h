@@ -1,0 +1,76 @@
+// One layer in one direction: its sizes and the arrays that go in and come out. No Python and no CUDA in here.
+// Strides count elements. A null pointer means "not given" or "not wanted", as said on each.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+
+namespace fastlstm {
+
+struct Shape {
+  int64_t T = 0, B = 0;  // steps, batch
+  int64_t I = 0, H = 0;  // input size, hidden size
+  int64_t P = 0;         // projection size, 0 for none
+
+  int64_t output() const { return P > 0 ? P : H; }  // the size of h
+  int64_t depth() const { return I + output(); }    // of the product [x ; h] . [W | U]^T
+};
+
+// An array [T, B, n] whose rows of n are contiguous.
+template <class T>
+struct Sequence {
+  T* data = nullptr;
+  int64_t t_stride = 0, b_stride = 0;
+
+  T* row(int64_t t, int64_t b) const { return data + t * t_stride + b * b_stride; }
+  T* step(int64_t t) const { return data ? data + t * t_stride : nullptr; }
+  explicit operator bool() const { return data != nullptr; }
+};
+
+// What happens to row b around the step that is processed s-th, as bits of Timeline::flags.
+enum StepFlag : uint8_t {
+  kHeld = 1,  // the step does not count: the state passes through
+  kCut = 2,   // the state is zeroed before this step
+};
+
+// The order in which a direction walks the batch. Rows are sorted by their ends, so that the active ones are a prefix.
+struct Timeline {
+  const int64_t* order = nullptr;   // [B] the caller's index of each sorted row
+  const int64_t* active = nullptr;  // [T] rows that the s-th processed step concerns; null: all
+  const int64_t* end = nullptr;     // [B] steps after which a sorted row is only held, in time; null: T
+  const uint8_t* flags = nullptr;   // [T,B] StepFlag by processed step and sorted row; null: every step counts, no cuts
+  bool reverse = false;
+  bool repeat = false;  // y of a held step is h, not zero
+
+  int64_t time(int64_t s, int64_t T) const { return reverse ? T - 1 - s : s; }
+  int64_t rows(int64_t s, int64_t B) const { return active ? active[s] : B; }
+  int64_t first_step(int64_t row, int64_t T) const { return reverse && end ? T - end[row] : 0; }
+  int64_t last_step(int64_t row, int64_t T) const { return !reverse && end ? end[row] : T; }  // one past
+};
+
+template <class T>
+struct ForwardArgs {
+  Shape shape;
+  Timeline timeline;
+  Sequence<const T> x;                   // [T,B,I]
+  const T *h0 = nullptr, *c0 = nullptr;  // [B,output], [B,H]; null: zero
+  Sequence<T> y;                         // [T,B,output]
+  T *h_n = nullptr, *c_n = nullptr;      // [B,output], [B,H]
+  Sequence<T> cells;                     // [T,B,H]; null: not wanted
+};
+
+template <class T>
+struct BackwardArgs {
+  Shape shape;
+  Timeline timeline;
+  Sequence<const T> dy;                      // [T,B,output]; null: zero
+  const T *dh_n = nullptr, *dc_n = nullptr;  // [B,output], [B,H]; null: zero
+  Sequence<const T> dcells;                  // [T,B,H]; null: zero
+  Sequence<T> dx;                            // [T,B,I]; null: not wanted
+  bool add_to_dx = false;                    // the second direction adds to what the first wrote
+  T *dh0 = nullptr, *dc0 = nullptr;          // [B,output], [B,H]
+  T *dw_x = nullptr, *dw_h = nullptr;        // [4H,I], [4H,output]; both null: not wanted
+  T* db = nullptr;                           // [4H]; null: not wanted
+  T* dw_p = nullptr;                         // [P,H]; null without projection
+};
+
+}  // namespace fastlstm

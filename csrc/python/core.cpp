@@ -1,0 +1,350 @@
+// The module _core: packed weights, forward and backward on NumPy arrays, threads and instruction sets. Arguments are checked
+// in arrays.h; the interpreter's lock is released while the kernels run.
+#include <chrono>
+#include <variant>
+
+#include "../cpu/dispatch.h"
+#include "../cpu/network.h"
+#include "../version.h"
+#include <pybind11/stl.h>
+#include "arrays.h"
+
+namespace fastlstm {
+namespace {
+
+template <class T>
+struct Element {
+  using type = T;
+};
+
+// The one switch from a dtype to a template.
+template <class Function>
+auto with_element(const py::array& array, const std::string& name, Function function) {
+  if (py::isinstance<py::array_t<float>>(array)) return function(Element<float>{});
+  if (py::isinstance<py::array_t<double>>(array)) return function(Element<double>{});
+  throw py::type_error(name + " has dtype " + py::str(array.dtype()).cast<std::string>() +
+                       ": expected float32 or float64");
+}
+
+// Runs `work` without the lock. Ctrl-C and other signals are looked at ten times a second.
+template <class Work>
+void run_interruptible(Work work) {
+  using Clock = std::chrono::steady_clock;
+  auto last = Clock::now();
+  Interrupt interrupt([&last] {
+    const auto now = Clock::now();
+    if (now - last < std::chrono::milliseconds(100)) return false;
+    last = now;
+    py::gil_scoped_acquire lock;
+    return PyErr_CheckSignals() != 0;
+  });
+  {
+    py::gil_scoped_release unlock;
+    work(interrupt);
+  }
+  if (interrupt.stopped()) throw py::error_already_set();
+}
+
+int threads_or_default(py::handle threads) {
+  const int asked = threads_argument(threads);
+  return asked > 0 ? asked : get_num_threads();
+}
+
+// Packed weights of a whole LSTM. Immutable: a tape keeps the ones that its forward call used.
+class Weights {
+ public:
+  template <class T>
+  using Pointer = std::shared_ptr<const Network<T>>;
+
+  Weights(const py::list& arrays, int64_t input_size, int64_t hidden_size, int64_t num_layers, int64_t num_directions,
+          int64_t proj_size, bool bias)
+      : isa_(active_isa()), bias_(bias) {
+    const std::size_t each = 2 + (bias ? 2 : 0) + (proj_size > 0 ? 1 : 0);
+    const bool sizes = input_size > 0 && hidden_size > 0 && num_layers > 0 && proj_size >= 0;
+    if (!sizes || (num_directions != 1 && num_directions != 2) ||
+        arrays.size() != each * std::size_t(num_layers * num_directions))
+      throw py::value_error("weights: expected positive sizes, 1 or 2 directions and " + std::to_string(each) +
+                            " arrays per layer and direction");
+    Shape shape;
+    shape.I = input_size, shape.H = hidden_size, shape.P = proj_size;
+    with_element(numpy_array(arrays[0], "weights[0]"), "weights[0]", [&](auto element) {
+      pack<typename decltype(element)::type>(arrays, shape, num_layers, num_directions, bias);
+    });
+  }
+
+  const std::string& isa() const { return isa_; }
+  bool bias() const { return bias_; }
+  std::string dtype() const { return network_.index() == 0 ? "float32" : "float64"; }
+  int64_t nbytes() const {
+    return std::visit([](const auto& network) { return network->bytes(); }, network_);
+  }
+  // Calls function(shared_ptr<const Network<T>>).
+  template <class Function>
+  auto visit(Function function) const {
+    return std::visit(function, network_);
+  }
+
+ private:
+  template <class T>
+  void pack(const py::list& arrays, const Shape& shape, int64_t layers, int64_t directions, bool bias) {
+    std::vector<RawWeights<T>> raw;
+    std::vector<py::array> keep;
+    std::size_t next = 0;
+    const auto take = [&](std::vector<int64_t> expected) {
+      const std::string name = "weights[" + std::to_string(next) + "]";
+      py::array array = typed_array<T>(arrays[next++], name);
+      expect_shape(array, name, expected);
+      keep.push_back(py::array::ensure(array, py::array::c_style));
+      return static_cast<const T*>(keep.back().data());
+    };
+    for (int64_t i = 0; i < layers * directions; ++i) {
+      RawWeights<T> one{};
+      one.w_x = take({4 * shape.H, i < directions ? shape.I : directions * shape.output()});
+      one.w_h = take({4 * shape.H, shape.output()});
+      if (bias) one.b_ih = take({4 * shape.H}), one.b_hh = take({4 * shape.H});
+      if (shape.P > 0) one.w_p = take({shape.P, shape.H});
+      raw.push_back(one);
+    }
+    py::gil_scoped_release unlock;
+    network_ = std::make_shared<const Network<T>>(active_kernels<T>(), shape, layers, directions, raw);
+  }
+
+  std::string isa_;
+  bool bias_;
+  std::variant<Pointer<float>, Pointer<double>> network_;
+};
+
+// What forward saved for backward, with the weights that it used.
+class Tape {
+ public:
+  template <class T>
+  struct Of {
+    std::shared_ptr<const Network<T>> network;
+    NetworkTape<T> tape;
+  };
+
+  Tape(std::variant<Of<float>, Of<double>> content, SequenceLayout layout, bool bias)
+      : content_(std::move(content)), layout_(layout), bias_(bias) {}
+
+  const SequenceLayout& layout() const { return layout_; }
+  bool bias() const { return bias_; }
+  const Dropout& dropout() const {
+    return std::visit([](const auto& of) -> const Dropout& { return of.tape.dropout; }, content_);
+  }
+  int64_t nbytes() const {
+    return std::visit([](const auto& of) { return of.tape.bytes(); }, content_);
+  }
+  template <class Function>
+  auto visit(Function function) const {
+    return std::visit(function, content_);
+  }
+
+ private:
+  std::variant<Of<float>, Of<double>> content_;
+  SequenceLayout layout_;
+  bool bias_;
+};
+
+struct ForwardOptions {
+  py::object lengths, mask, reset;
+  bool batch_first, repeat, return_cells, training;
+  double dropout;
+  uint64_t dropout_seed, dropout_call;
+  py::object threads, out;
+};
+
+template <class T>
+py::tuple forward_of(const std::shared_ptr<const Network<T>>& network, bool bias, py::handle x_object, py::handle state,
+                     const ForwardOptions& options) {
+  const Shape& shape = network->shape(0);
+  const int64_t L = network->layers() * network->directions(), n = network->output(), H = shape.H;
+  const py::array x_array = typed_array<T>(x_object, "x");
+  const SequenceLayout layout = layout_of(x_array, shape.I, options.batch_first);
+  const auto x = sequence_input<T>(x_array, "x", layout, shape.I);
+  const auto [h0_object, c0_object] = state_pair(state, "state");
+  const auto h0 = state_input<T>(h0_object, "state[0] (h0)", L, layout, shape.output());
+  const auto c0 = state_input<T>(c0_object, "state[1] (c0)", L, layout, H);
+  const auto lengths = lengths_argument(options.lengths, layout);
+  const auto mask = marks(options.mask, "mask", layout), reset = marks(options.reset, "reset", layout);
+  if (!(options.dropout >= 0 && options.dropout <= 1))
+    throw py::value_error("dropout is " + std::to_string(options.dropout) + ": expected 0 <= dropout <= 1");
+  const int threads = threads_or_default(options.threads);
+
+  py::array y = output_argument<T>(options.out, layout, n,
+                                   {{"x", x_array}, {"state[0] (h0)", h0.owner}, {"state[1] (c0)", c0.owner}});
+  py::array h_n = new_state<T>(L, layout, shape.output()), c_n = new_state<T>(L, layout, H);
+  py::object cells = py::none();
+  NetworkForward<T> args{layout.T,
+                         layout.B,
+                         x.sequence,
+                         h0.data,
+                         c0.data,
+                         sequence_output<T>(y, layout, n),
+                         static_cast<T*>(h_n.mutable_data()),
+                         static_cast<T*>(c_n.mutable_data()),
+                         {}};
+  if (options.return_cells) {
+    py::array array = new_sequence<T>(layout, network->directions() * H);
+    args.cells = sequence_output<T>(array, layout, network->directions() * H);
+    cells = array;
+  }
+  StepMarks step_marks;
+  step_marks.lengths = lengths ? lengths->data() : nullptr;
+  step_marks.mask = mask.empty() ? nullptr : mask.data();
+  step_marks.reset = reset.empty() ? nullptr : reset.data();
+  step_marks.repeat = options.repeat;
+
+  Tape::Of<T> kept{network, {}};
+  NetworkTape<T>& tape = kept.tape;
+  run_interruptible([&](Interrupt& interrupt) {
+    tape.timelines = std::make_unique<Timelines>(layout.T, layout.B, step_marks, network->directions());
+    if (options.training) {
+      tape.T_ = layout.T, tape.B = layout.B;
+      tape.dropout = {options.dropout, options.dropout_seed, uint32_t(options.dropout_call)};
+      for (int64_t i = 0; i < L; ++i)
+        tape.layers.emplace_back(network->panels(i / network->directions(), i % network->directions()).layout, layout.T,
+                                 layout.B);
+    }
+    network_forward(*network, args, *tape.timelines, options.training ? &tape : nullptr, threads, interrupt);
+  });
+  py::object tape_object = py::none();
+  if (options.training) tape_object = py::cast(std::make_unique<Tape>(std::move(kept), layout, bias));
+  return py::make_tuple(y, py::make_tuple(h_n, c_n), cells, tape_object);
+}
+
+template <class T>
+py::tuple backward_of(const Tape::Of<T>& kept, const Tape& tape, py::handle dy_object, py::handle dstate,
+                      py::handle dcells_object, py::handle threads_object) {
+  const Network<T>& network = *kept.network;
+  const SequenceLayout& layout = tape.layout();
+  const Shape& shape = network.shape(0);
+  const int64_t D = network.directions(), L = network.layers() * D;
+  const auto dy = sequence_input<T>(dy_object, "dy", layout, network.output());
+  const auto dcells = sequence_input<T>(dcells_object, "dcells", layout, D * shape.H);
+  const auto [dh_object, dc_object] = state_pair(dstate, "dstate");
+  const auto dh_n = state_input<T>(dh_object, "dstate[0] (dh_n)", L, layout, shape.output());
+  const auto dc_n = state_input<T>(dc_object, "dstate[1] (dc_n)", L, layout, shape.H);
+  const int threads = threads_or_default(threads_object);
+
+  py::array dx = new_sequence<T>(layout, shape.I);
+  py::array dh0 = new_state<T>(L, layout, shape.output()), dc0 = new_state<T>(L, layout, shape.H);
+  NetworkBackward<T> args{dy.sequence,
+                          dcells.sequence,
+                          dh_n.data,
+                          dc_n.data,
+                          sequence_output<T>(dx, layout, shape.I),
+                          static_cast<T*>(dh0.mutable_data()),
+                          static_cast<T*>(dc0.mutable_data()),
+                          {}};
+  std::vector<py::array> weights;
+  const auto add = [&](std::vector<int64_t> size) {
+    weights.push_back(py::array_t<T>(std::move(size)));
+    return static_cast<T*>(weights.back().mutable_data());
+  };
+  for (int64_t i = 0; i < L; ++i) {
+    typename NetworkBackward<T>::Weights one{};
+    one.w_x = add({4 * shape.H, network.shape(i / D).I});
+    one.w_h = add({4 * shape.H, shape.output()});
+    if (tape.bias()) one.b = add({4 * shape.H}), add({4 * shape.H});
+    if (shape.P > 0) one.w_p = add({shape.P, shape.H});
+    args.weights.push_back(one);
+  }
+  run_interruptible([&](Interrupt& interrupt) { network_backward(network, kept.tape, args, threads, interrupt); });
+
+  const std::size_t each = weights.size() / std::size_t(L);
+  for (std::size_t i = 0; tape.bias() && i < weights.size();
+       i += each)  // both biases have the whole gradient, as in torch
+    std::copy_n(static_cast<const T*>(weights[i + 2].data()), 4 * shape.H,
+                static_cast<T*>(weights[i + 3].mutable_data()));
+  return py::make_tuple(dx, py::make_tuple(dh0, dc0), py::cast(weights));
+}
+
+py::array activation(const std::string& name, py::handle object) {
+  const py::array x = numpy_array(object, "x");
+  return with_element(x, "x", [&](auto element) -> py::array {
+    using T = typename decltype(element)::type;
+    const auto flat = py::array_t<T, py::array::c_style>::ensure(x);
+    py::array_t<T> y(std::vector<py::ssize_t>(flat.shape(), flat.shape() + flat.ndim()));
+    const Kernels<T>& kernels = active_kernels<T>();
+    if (name != "sigmoid" && name != "tanh")
+      throw py::value_error("name is '" + name + "': expected 'sigmoid' or 'tanh'");
+    const auto function = name == "tanh" ? kernels.tanh : kernels.sigmoid;
+    run_team(1, [&](int) { function(flat.data(), y.mutable_data(), flat.size()); });
+    return y;
+  });
+}
+
+py::dict build_config() {
+  py::dict config;
+  config["version"] = FASTLSTM_VERSION;
+  config["compiler"] = FASTLSTM_COMPILER;
+  config["isa_compiled"] = py::cast(compiled_isas());
+  config["isa_runnable"] = py::cast(runnable_isas());
+  config["isa_active"] = active_isa();
+  config["openmp"] = openmp_version();
+  config["num_threads"] = get_num_threads();
+  config["cuda"] = false;
+  config["cuda_reason"] = "this build has no CUDA module";
+  return config;
+}
+
+void set_num_threads_checked(py::handle n) {
+  const int threads = threads_argument(n);
+  if (threads == 0) throw py::type_error("n is None: expected a positive integer");
+  set_num_threads(threads);
+}
+
+}  // namespace
+}  // namespace fastlstm
+
+PYBIND11_MODULE(_core, m) {
+  namespace py = pybind11;
+  using namespace fastlstm;
+  m.attr("__version__") = FASTLSTM_VERSION;
+  py::register_exception_translator([](std::exception_ptr error) {
+    try {
+      if (error) std::rethrow_exception(error);
+    } catch (const OutOfMemory& e) {
+      PyErr_SetString(PyExc_MemoryError, e.what());
+    }
+  });
+
+  py::class_<Weights>(m, "Weights")
+      .def(py::init<py::list, int64_t, int64_t, int64_t, int64_t, int64_t, bool>(), py::arg("arrays"),
+           py::arg("input_size"), py::arg("hidden_size"), py::arg("num_layers"), py::arg("num_directions"),
+           py::arg("proj_size"), py::arg("bias"))
+      .def_property_readonly("dtype", &Weights::dtype)
+      .def_property_readonly("isa", &Weights::isa)
+      .def_property_readonly("nbytes", &Weights::nbytes);
+  py::class_<Tape>(m, "Tape")
+      .def_property_readonly("nbytes", &Tape::nbytes)
+      .def_property_readonly("dropout_seed", [](const Tape& t) { return t.dropout().seed; })
+      .def_property_readonly("dropout_call", [](const Tape& t) { return t.dropout().call; });
+
+  m.def(
+      "forward",
+      [](const Weights& weights, py::object x, py::object state, py::object lengths, py::object mask, py::object reset,
+         bool batch_first, bool repeat, bool return_cells, bool training, double dropout, uint64_t dropout_seed,
+         uint64_t dropout_call, py::object threads, py::object out) {
+        const ForwardOptions options{lengths,  mask,    reset,        batch_first,  repeat,  return_cells,
+                                     training, dropout, dropout_seed, dropout_call, threads, out};
+        return weights.visit(
+            [&](const auto& network) { return forward_of(network, weights.bias(), x, state, options); });
+      },
+      py::arg("weights"), py::arg("x"), py::arg("state"), py::arg("lengths"), py::arg("mask"), py::arg("reset"),
+      py::arg("batch_first"), py::arg("repeat"), py::arg("return_cells"), py::arg("training"), py::arg("dropout"),
+      py::arg("dropout_seed"), py::arg("dropout_call"), py::arg("threads"), py::arg("out"));
+  m.def(
+      "backward",
+      [](const Tape& tape, py::object dy, py::object dstate, py::object dcells, py::object threads) {
+        return tape.visit([&](const auto& kept) { return backward_of(kept, tape, dy, dstate, dcells, threads); });
+      },
+      py::arg("tape"), py::arg("dy"), py::arg("dstate"), py::arg("dcells"), py::arg("threads"));
+
+  m.def("set_num_threads", &set_num_threads_checked, py::arg("n"));
+  m.def("get_num_threads", &get_num_threads);
+  m.def("set_isa", &set_isa, py::arg("name"));
+  m.def("active_isa", &active_isa);
+  m.def("build_config", &build_config);
+  m.def("activation", &activation, py::arg("name"), py::arg("x"));
+}
