@@ -1,0 +1,20 @@
+"""The fastest LSTM there is, forward and backward on NumPy arrays, from C++ kernels and without a framework."""
+
+from ._core import __version__
+from .config import active_isa, build_config, get_num_threads, set_isa, set_num_threads
+from .functional import lstm_backward, lstm_forward
+from .gradients import Gradients
+from .layers import LSTM
+
+__all__ = [
+    "LSTM",
+    "Gradients",
+    "__version__",
+    "active_isa",
+    "build_config",
+    "get_num_threads",
+    "lstm_backward",
+    "lstm_forward",
+    "set_isa",
+    "set_num_threads",
+]

@@ -1,0 +1,74 @@
+# The native module (csrc/python/core.cpp), as fastlstm.functional and fastlstm.config see it. Not public.
+# Letters: T steps, B batch, I input, H hidden, P projection, D directions, L layers; Hout = P if P else H.
+from typing import Any
+
+from numpy.typing import ArrayLike, NDArray
+
+__version__: str
+
+class Weights:
+    """Weights of all layers and directions, copied and packed for one instruction set and dtype."""
+
+    def __init__(
+        self,
+        arrays: list[NDArray[Any]],  # torch's order: per layer, per direction w_ih, w_hh, b_ih, b_hh, w_hr
+        input_size: int,
+        hidden_size: int,
+        num_layers: int,
+        num_directions: int,
+        proj_size: int,
+        bias: bool,
+    ) -> None: ...
+    @property
+    def dtype(self) -> str: ...
+    @property
+    def isa(self) -> str: ...
+    @property
+    def nbytes(self) -> int: ...
+
+class Tape:
+    """What backward needs of a training forward; never written after it was made."""
+
+    @property
+    def nbytes(self) -> int: ...
+    @property
+    def dropout_seed(self) -> int: ...
+    @property
+    def dropout_call(self) -> int: ...
+
+def forward(
+    weights: Weights,
+    x: NDArray[Any],  # [T,B,I], [B,T,I] if batch_first
+    state: tuple[NDArray[Any], NDArray[Any]] | None,  # h0 [L*D,B,Hout], c0 [L*D,B,H]
+    lengths: ArrayLike | None,  # [B]
+    mask: ArrayLike | None,  # [T,B], [B,T] if batch_first
+    reset: ArrayLike | None,  # as mask
+    batch_first: bool,
+    repeat: bool,
+    return_cells: bool,
+    training: bool,
+    dropout: float,
+    dropout_seed: int,
+    dropout_call: int,
+    threads: int | None,
+    out: NDArray[Any] | None,  # y's memory, laid out as x
+) -> tuple[NDArray[Any], tuple[NDArray[Any], NDArray[Any]], NDArray[Any] | None, Tape | None]:
+    """Return y [T,B,D*Hout], (h_n, c_n), cells [T,B,D*H] or None, tape (None unless training)."""
+
+def backward(
+    tape: Tape,
+    dy: NDArray[Any] | None,  # [T,B,D*Hout]
+    dstate: tuple[NDArray[Any] | None, NDArray[Any] | None] | None,  # dh_n, dc_n
+    dcells: NDArray[Any] | None,  # [T,B,D*H]
+    threads: int | None,
+) -> tuple[NDArray[Any], tuple[NDArray[Any], NDArray[Any]], list[NDArray[Any]]]:
+    """Return dx, (dh0, dc0), and the weights' gradients in the order in which Weights took the arrays."""
+
+def activation(name: str, x: NDArray[Any]) -> NDArray[Any]:
+    """Apply "sigmoid" or "tanh" of the active instruction set to each element of x: a hook for accuracy sweeps."""
+
+def set_num_threads(n: int) -> None: ...
+def get_num_threads() -> int: ...
+def set_isa(name: str) -> None: ...
+def active_isa() -> str: ...
+def build_config() -> dict[str, object]: ...

@@ -1,0 +1,164 @@
+"""The LSTM as two functions with everything explicit, on the native kernels; `reference` has the same ones in NumPy.
+
+Checks that need only Python stand here, every check of an array in the native core. Letters: T steps, B batch, I input,
+H hidden, P projection, D directions, L layers; Hout = P if there is a projection, else H.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from . import _core
+from .gradients import Gradients
+from .weights import WeightSpec, check_weights
+
+__all__ = ["PackedWeights", "Tape", "lstm_backward", "lstm_forward"]
+
+
+@dataclass(frozen=True)
+class PackedWeights:
+    """Weights in the order in which the kernels of one instruction set read them: a copy, never written again.
+
+    >>> weights = {"weight_ih_l0": np.ones((4, 1)), "weight_hh_l0": np.ones((4, 1))}
+    >>> packed = PackedWeights.of(weights)
+    >>> packed.spec.hidden_size, packed.native.dtype
+    (1, 'float64')
+    """
+
+    spec: WeightSpec
+    native: _core.Weights
+
+    @classmethod
+    def of(cls, weights: Mapping[str, np.ndarray], spec: WeightSpec | None = None) -> PackedWeights:
+        """Pack a mapping with torch's names and shapes; raises as `WeightSpec.from_weights` and `check_weights` do."""
+        if spec is None:
+            spec = WeightSpec.from_weights(weights)
+        arrays = list(check_weights(spec, weights, weights["weight_ih_l0"].dtype).values())
+        sizes = (spec.input_size, spec.hidden_size, spec.num_layers, spec.num_directions, spec.proj_size)
+        return cls(spec, _core.Weights(arrays, *sizes, spec.bias))
+
+
+@dataclass(frozen=True)
+class Tape:
+    """What `lstm_backward` needs of one `lstm_forward`. It has copies of all it needs, and backward never writes it."""
+
+    spec: WeightSpec
+    native: _core.Tape
+
+    @property
+    def nbytes(self) -> int:
+        """Its size in memory, in bytes."""
+        return self.native.nbytes
+
+    @property
+    def dropout_seed(self) -> int:
+        return self.native.dropout_seed
+
+    @property
+    def dropout_call(self) -> int:
+        return self.native.dropout_call
+
+
+def lstm_forward(
+    x: np.ndarray,
+    weights: Mapping[str, np.ndarray] | PackedWeights,
+    state: tuple[np.ndarray, np.ndarray] | None = None,
+    *,
+    batch_first: bool = False,
+    dropout: float = 0.0,
+    dropout_seed: int | None = None,
+    dropout_call: int = 0,
+    lengths: npt.ArrayLike | None = None,
+    mask: npt.ArrayLike | None = None,
+    reset: npt.ArrayLike | None = None,
+    masked_output: str = "zero",
+    return_cells: bool = False,
+    training: bool = True,
+    threads: int | None = None,
+    out: np.ndarray | None = None,
+) -> tuple[Any, ...]:
+    """Run an LSTM of any layers and directions: y, (h_n, c_n), tape, or with return_cells y, (h_n, c_n), cells, tape.
+
+    x: `[T,B,I]`, `[B,T,I]` if batch_first, or unbatched `[T,I]`, of the weights' dtype (float32 or float64), with any
+    strides. weights: torch's names and shapes, see `WeightSpec.shapes`, or packed before. state: (h0 `[L*D,B,Hout]`,
+    c0 `[L*D,B,H]`), zeros if None; unbatched without B. y: `[T,B,D*Hout]` laid out as x, in `out` if given (writable,
+    C-contiguous, apart from the inputs); cells: c of every step of the last layer, `[T,B,D*H]` laid out as y; h_n, c_n
+    as state. tape: for `lstm_backward`; None unless training.
+
+    lengths `[B]`, mask and reset (laid out as x, without I): a step counts if mask is true and t < length. One that
+    does not passes the state through, and its y is 0 ("zero") or the held h ("repeat"); its x is never read. reset
+    cuts a row before step t, in both directions; beyond a row's length it is ignored. dropout, between layers and in
+    training only, needs a dropout_seed from 0 to 2**64 - 1. threads: at most so many, the library's setting if None.
+
+    Raises ValueError or TypeError naming argument, got and expected; MemoryError with the size that cannot be had.
+
+    >>> weights = {"weight_ih_l0": np.ones((4, 1)), "weight_hh_l0": np.ones((4, 1))}
+    >>> y, (h_n, c_n), tape = lstm_forward(np.ones((2, 1, 1)), weights)
+    >>> y.round(4).ravel(), bool(h_n[0, 0, 0] == y[-1, 0, 0])
+    (array([0.3696, 0.6505]), True)
+    """
+    packed = weights if isinstance(weights, PackedWeights) else PackedWeights.of(weights)
+    if masked_output not in ("zero", "repeat"):
+        raise ValueError(f"masked_output is {masked_output!r}, expected 'zero' or 'repeat'")
+    seed = 0
+    if training and dropout and packed.spec.num_layers > 1:
+        if dropout_seed is None:
+            raise ValueError(f"dropout is {dropout}, but dropout_seed is None: expected an integer from 0 to 2**64 - 1")
+        seed = _seed(dropout_seed)
+    y, (h_n, c_n), cells, tape = _core.forward(
+        packed.native,
+        x,
+        state,
+        lengths,
+        mask,
+        reset,
+        batch_first,
+        masked_output == "repeat",
+        return_cells,
+        training,
+        dropout,
+        seed,
+        dropout_call & 0xFFFFFFFF,
+        threads,
+        out,
+    )
+    result = Tape(packed.spec, tape) if tape is not None else None
+    return (y, (h_n, c_n), cells, result) if return_cells else (y, (h_n, c_n), result)
+
+
+def lstm_backward(
+    tape: Tape,
+    dy: np.ndarray | None = None,
+    dstate: tuple[np.ndarray | None, np.ndarray | None] | None = None,
+    *,
+    dcells: np.ndarray | None = None,
+    threads: int | None = None,
+) -> Gradients:
+    """The gradients of a loss with respect to x, state and weights, from those with respect to forward's results.
+
+    dy, dstate = (dh_n, dc_n) and dcells have the shape, layout and dtype of y, (h_n, c_n) and cells; each of them, and
+    each half of dstate, may be None for zero. The tape is never written: several calls give the same. Raises ValueError
+    or TypeError naming argument, got and expected.
+
+    >>> weights = {"weight_ih_l0": np.ones((4, 1)), "weight_hh_l0": np.ones((4, 1))}
+    >>> y, (h_n, c_n), tape = lstm_forward(np.ones((2, 1, 1)), weights)
+    >>> lstm_backward(tape, dy=np.ones_like(y)).x.round(4).ravel()
+    array([0.5293, 0.2421])
+    """
+    if not isinstance(tape, Tape):
+        raise TypeError(f"tape is a {type(tape).__qualname__}, expected the tape of a training lstm_forward")
+    dx, dstate0, dweights = _core.backward(tape.native, dy, dstate, dcells, threads)
+    return Gradients(dx, dstate0, dict(zip(tape.spec.shapes(), dweights, strict=True)))
+
+
+def _seed(dropout_seed: int) -> int:
+    seed = operator.index(dropout_seed)
+    if not 0 <= seed < 2**64:
+        raise ValueError(f"dropout_seed is {seed}, expected an integer from 0 to 2**64 - 1")
+    return seed

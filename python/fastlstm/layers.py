@@ -1,0 +1,311 @@
+"""`LSTM`: a layer that owns its weights. It packs them when they have changed, and calls `functional`."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator, Mapping, MutableMapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from . import _core, files
+from .functional import PackedWeights, Tape, lstm_backward, lstm_forward
+from .gradients import Gradients
+from .weights import WeightSpec, check_array, check_weights, initial_weights
+
+__all__ = ["LSTM", "LSTMWeights"]
+
+
+class LSTMWeights(MutableMapping[str, np.ndarray]):
+    """A layer's weights by torch's names. Reading gives read-only views; assigning copies an array in.
+
+    The set of names is the layer's: none can be added or deleted.
+    """
+
+    def __init__(self, arrays: dict[str, np.ndarray]) -> None:
+        self._arrays = arrays
+        self._version = 0
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        view = self._arrays[name].view()
+        view.flags.writeable = False
+        return view
+
+    def __setitem__(self, name: str, array: np.ndarray) -> None:
+        if name not in self._arrays:
+            raise KeyError(f"{name!r} is no weight of this LSTM, expected one of {', '.join(self._arrays)}")
+        own = self._arrays[name]
+        own[...] = check_array(name, array, own.shape, own.dtype)
+        self._version += 1
+
+    def __delitem__(self, name: str) -> None:
+        raise TypeError(f"{name!r} cannot be deleted: an LSTM keeps all of its weights")
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._arrays)
+
+    def __len__(self) -> int:
+        return len(self._arrays)
+
+    def __repr__(self) -> str:
+        return "\n".join(f"{name} {array.shape} {array.dtype}" for name, array in self._arrays.items())
+
+
+class LSTM:
+    """A long short-term memory of any layers and directions, with torch.nn.LSTM's arguments in torch's order.
+
+    forget_bias: the forget gate's first bias, on every layer and direction; None draws it like the others. dtype:
+    float32 or float64, of the weights and of every array that goes in. seed: an integer that fixes the first weights
+    and the dropout masks; None draws one. dropout acts between layers, in `forward` only.
+
+    Raises TypeError or ValueError that names the argument.
+
+    >>> lstm = LSTM(8, 32, num_layers=2, seed=0)
+    >>> x = np.ones((10, 4, 8), np.float32)
+    >>> y, (h_n, c_n) = lstm(x)
+    >>> y.shape, h_n.shape, c_n.shape
+    ((10, 4, 32), (2, 4, 32), (2, 4, 32))
+    >>> y, state, tape = lstm.forward(x)
+    >>> lstm.backward(tape, dy=np.ones_like(y)).weights["weight_hh_l1"].shape
+    (128, 32)
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        proj_size: int = 0,
+        *,
+        forget_bias: float | None = None,
+        dtype: npt.DTypeLike = np.float32,
+        seed: int | None = None,
+    ) -> None:
+        self.spec = WeightSpec(input_size, hidden_size, num_layers, bias, bidirectional, proj_size)
+        self.batch_first = bool(batch_first)
+        self.dropout = _checked_dropout(dropout)
+        self.dtype = np.dtype(dtype)
+        if self.dtype not in (np.dtype(np.float32), np.dtype(np.float64)):
+            raise TypeError(f"dtype is {self.dtype}, expected float32 or float64")
+        sequence = np.random.SeedSequence(seed)
+        rng = np.random.default_rng(sequence)
+        arrays = initial_weights(self.spec, dtype=self.dtype, rng=rng, forget_bias=forget_bias)
+        self._weights = LSTMWeights(arrays)
+        self._dropout_seed = int(sequence.spawn(1)[0].generate_state(1, np.uint64)[0])
+        self._calls = 0
+        self._prepare()
+
+    def _prepare(self) -> None:
+        self._lock = threading.Lock()
+        self._packed: tuple[int, PackedWeights] | None = None
+
+    # torch's attributes
+
+    @property
+    def input_size(self) -> int:
+        return self.spec.input_size
+
+    @property
+    def hidden_size(self) -> int:
+        return self.spec.hidden_size
+
+    @property
+    def num_layers(self) -> int:
+        return self.spec.num_layers
+
+    @property
+    def bias(self) -> bool:
+        return self.spec.bias
+
+    @property
+    def bidirectional(self) -> bool:
+        return self.spec.bidirectional
+
+    @property
+    def proj_size(self) -> int:
+        return self.spec.proj_size
+
+    def __repr__(self) -> str:
+        options = {
+            "num_layers": (self.num_layers, 1),
+            "bias": (self.bias, True),
+            "batch_first": (self.batch_first, False),
+            "dropout": (self.dropout, 0.0),
+            "bidirectional": (self.bidirectional, False),
+            "proj_size": (self.proj_size, 0),
+        }
+        changed = [f", {name}={value}" for name, (value, default) in options.items() if value != default]
+        dtype = "" if self.dtype == np.float32 else f", dtype={self.dtype}"
+        return f"LSTM({self.input_size}, {self.hidden_size}{''.join(changed)}{dtype})"
+
+    # computing
+
+    def __call__(
+        self,
+        x: np.ndarray,
+        state: tuple[np.ndarray, np.ndarray] | None = None,
+        *,
+        lengths: npt.ArrayLike | None = None,
+        mask: npt.ArrayLike | None = None,
+        reset: npt.ArrayLike | None = None,
+        masked_output: str = "zero",
+        return_cells: bool = False,
+        threads: int | None = None,
+        out: np.ndarray | None = None,
+    ) -> tuple[Any, ...]:
+        """Inference: y, (h_n, c_n), or with return_cells y, (h_n, c_n), cells. No dropout, nothing kept.
+
+        Arguments, shapes and errors as in `functional.lstm_forward`.
+        """
+        *results, _ = lstm_forward(
+            x,
+            self._pack(),
+            state,
+            batch_first=self.batch_first,
+            lengths=lengths,
+            mask=mask,
+            reset=reset,
+            masked_output=masked_output,
+            return_cells=return_cells,
+            training=False,
+            threads=threads,
+            out=out,
+        )
+        return tuple(results)
+
+    def forward(
+        self,
+        x: np.ndarray,
+        state: tuple[np.ndarray, np.ndarray] | None = None,
+        *,
+        lengths: npt.ArrayLike | None = None,
+        mask: npt.ArrayLike | None = None,
+        reset: npt.ArrayLike | None = None,
+        masked_output: str = "zero",
+        return_cells: bool = False,
+        threads: int | None = None,
+        out: np.ndarray | None = None,
+        dropout_seed: int | None = None,
+    ) -> tuple[Any, ...]:
+        """Training: as a call, with a tape for `backward` at the end of the results, and with dropout.
+
+        dropout_seed fixes the masks of this call; by default each call draws others from the layer's seed.
+        """
+        call = 0
+        if dropout_seed is None:
+            with self._lock:
+                call, self._calls = self._calls, self._calls + 1
+        return lstm_forward(
+            x,
+            self._pack(),
+            state,
+            batch_first=self.batch_first,
+            dropout=self.dropout,
+            dropout_seed=self._dropout_seed if dropout_seed is None else dropout_seed,
+            dropout_call=call,
+            lengths=lengths,
+            mask=mask,
+            reset=reset,
+            masked_output=masked_output,
+            return_cells=return_cells,
+            threads=threads,
+            out=out,
+        )
+
+    def backward(
+        self,
+        tape: Tape,
+        dy: np.ndarray | None = None,
+        dstate: tuple[np.ndarray | None, np.ndarray | None] | None = None,
+        *,
+        dcells: np.ndarray | None = None,
+        threads: int | None = None,
+    ) -> Gradients:
+        """The gradients g.x, g.state = (dh0, dc0) and g.weights[name], as `functional.lstm_backward`.
+
+        They are those at the weights that `forward` used, even if the layer's have changed since.
+        """
+        return lstm_backward(tape, dy, dstate, dcells=dcells, threads=threads)
+
+    def _pack(self) -> PackedWeights:
+        packed, version = self._packed, self._weights._version
+        if packed is None or packed[0] != version or packed[1].native.isa != _core.active_isa():
+            self._packed = packed = version, PackedWeights.of(self._weights._arrays, self.spec)
+        return packed[1]
+
+    # weights
+
+    @property
+    def weights(self) -> LSTMWeights:
+        """The weights by torch's names: read-only views. `lstm.weights[name] = array` copies an array in.
+
+        >>> lstm = LSTM(1, 1, bias=False, seed=0)
+        >>> lstm.weights["weight_hh_l0"] = np.ones((4, 1), np.float32)
+        >>> lstm.weights["weight_hh_l0"][0] = 2
+        Traceback (most recent call last):
+        ValueError: assignment destination is read-only
+        """
+        return self._weights
+
+    @contextmanager
+    def updating(self) -> Iterator[dict[str, np.ndarray]]:
+        """The weights as arrays to write into; they become the layer's on leaving, and stay as they were on an error.
+
+        >>> lstm = LSTM(1, 1, bias=False, seed=0)
+        >>> with lstm.updating() as weights:
+        ...     weights["weight_hh_l0"] *= 0
+        >>> float(abs(lstm.weights["weight_hh_l0"]).max())
+        0.0
+        """
+        drafts = self.state_dict()
+        yield drafts
+        self.load_state_dict(drafts)
+
+    def state_dict(self) -> dict[str, np.ndarray]:
+        """Copies of the weights by torch's names, in torch's order."""
+        return {name: array.copy() for name, array in self._weights._arrays.items()}
+
+    def load_state_dict(self, state_dict: Mapping[str, np.ndarray]) -> None:
+        """Take over all weights; names, shapes and dtype must be this layer's exactly, else nothing is changed."""
+        for name, array in check_weights(self.spec, state_dict, self.dtype).items():
+            self._weights[name] = array
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the layer to a safetensors file (`pip install fastlstm[io]`); an error leaves the old file."""
+        files.write(path, self._arguments(), self._weights._arrays)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> LSTM:
+        """The layer that `save` wrote. Raises ValueError for a file of another kind or of a newer format."""
+        arguments, arrays = files.read(path)
+        lstm = cls(**arguments)
+        lstm.load_state_dict(arrays)
+        return lstm
+
+    def _arguments(self) -> dict[str, Any]:
+        own = {"batch_first": self.batch_first, "dropout": self.dropout, "dtype": self.dtype.name}
+        return asdict(self.spec) | own
+
+    def __getstate__(self) -> dict[str, Any]:
+        own = {name: value for name, value in self.__dict__.items() if name not in ("_lock", "_packed")}
+        return own | {"_weights": LSTMWeights(self.state_dict())}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._prepare()
+
+
+def _checked_dropout(dropout: float) -> float:
+    if not isinstance(dropout, (int, float, np.floating)) or isinstance(dropout, bool):
+        raise TypeError(f"dropout is {dropout!r}, expected a number from 0 to 1")
+    if not 0 <= dropout <= 1:
+        raise ValueError(f"dropout is {dropout}, expected a number from 0 to 1")
+    return float(dropout)

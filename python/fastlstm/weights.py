@@ -1,0 +1,213 @@
+"""Names, shapes and first values of an LSTM's weights, exactly torch.nn.LSTM's. Every face uses it; computes nothing.
+
+Letters: I input, H hidden, P projection, D directions, L layers; Hout = P if there is a projection, else H.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+
+def weight_suffix(layer: int, direction: int) -> str:
+    """What the names of one layer's and direction's weights end in: `weight_suffix(1, 1)` is `"_l1_reverse"`."""
+    return f"_l{layer}_reverse" if direction else f"_l{layer}"
+
+
+@dataclass(frozen=True)
+class WeightSpec:
+    """What a weights mapping is for: the sizes and options of an LSTM, in the order of torch.nn.LSTM's arguments.
+
+    Raises TypeError or ValueError that names the argument, for sizes that are not integers of at least 1, flags that
+    are not booleans, and a proj_size outside `[0, hidden_size)` (0 is no projection; the bound is torch's).
+
+    >>> spec = WeightSpec(input_size=8, hidden_size=5, bidirectional=True, proj_size=3)
+    >>> spec.num_directions, spec.hidden_output, spec.output_size
+    (2, 3, 6)
+    >>> spec.shapes()["weight_hr_l0_reverse"]
+    (3, 5)
+    """
+
+    input_size: int
+    hidden_size: int
+    num_layers: int = 1
+    bias: bool = True
+    bidirectional: bool = False
+    proj_size: int = 0
+
+    def __post_init__(self) -> None:
+        for name, least in (("input_size", 1), ("hidden_size", 1), ("num_layers", 1), ("proj_size", 0)):
+            size = getattr(self, name)
+            if isinstance(size, (bool, np.bool_)) or not hasattr(size, "__index__"):
+                raise TypeError(f"{name} is {size!r}, expected an integer of at least {least}")
+            size = operator.index(size)
+            if size < least:
+                raise ValueError(f"{name} is {size}, expected an integer of at least {least}")
+            object.__setattr__(self, name, size)
+        for name in ("bias", "bidirectional"):
+            flag = getattr(self, name)
+            if not isinstance(flag, (bool, np.bool_)):
+                raise TypeError(f"{name} is {flag!r}, expected True or False")
+            object.__setattr__(self, name, bool(flag))
+        if self.proj_size >= self.hidden_size:
+            raise ValueError(
+                f"proj_size is {self.proj_size}, but hidden_size is {self.hidden_size}: "
+                f"expected a proj_size from 0 (none) to {self.hidden_size - 1}"
+            )
+
+    @property
+    def num_directions(self) -> int:
+        """D: 2 if bidirectional, else 1."""
+        return 2 if self.bidirectional else 1
+
+    @property
+    def hidden_output(self) -> int:
+        """Hout, the size of one direction's h: proj_size if there is a projection, else hidden_size."""
+        return self.proj_size or self.hidden_size
+
+    @property
+    def output_size(self) -> int:
+        """D*Hout, the size of one step of y."""
+        return self.num_directions * self.hidden_output
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of every weight by name, in torch's order: by layer, by direction, w_ih, w_hh, b_ih, b_hh, w_hr.
+
+        >>> WeightSpec(8, 5, bias=False).shapes()
+        {'weight_ih_l0': (20, 8), 'weight_hh_l0': (20, 5)}
+        """
+        shapes: dict[str, tuple[int, ...]] = {}
+        gates = 4 * self.hidden_size
+        for layer in range(self.num_layers):
+            layer_input = self.input_size if layer == 0 else self.output_size
+            for direction in range(self.num_directions):
+                suffix = weight_suffix(layer, direction)
+                shapes["weight_ih" + suffix] = (gates, layer_input)
+                shapes["weight_hh" + suffix] = (gates, self.hidden_output)
+                if self.bias:
+                    shapes["bias_ih" + suffix] = shapes["bias_hh" + suffix] = (gates,)
+                if self.proj_size:
+                    shapes["weight_hr" + suffix] = (self.proj_size, self.hidden_size)
+        return shapes
+
+    @classmethod
+    def from_weights(cls, weights: Mapping[str, np.ndarray]) -> WeightSpec:
+        """The spec that a mapping with torch's names and shapes was made for. The arrays may be of any dtype.
+
+        Raises ValueError that names the weight which is missing, unexpected or of the wrong shape, TypeError for one
+        that is not a NumPy array.
+
+        >>> WeightSpec.from_weights({"weight_ih_l0": np.zeros((20, 8)), "weight_hh_l0": np.zeros((20, 5))})
+        WeightSpec(input_size=8, hidden_size=5, num_layers=1, bias=False, bidirectional=False, proj_size=0)
+        """
+        if "weight_ih_l0" not in weights:
+            names = ", ".join(map(str, weights)) or "none"
+            raise ValueError(f"weights has no weight_ih_l0: expected torch's names (weight_ih_l0, ...), got {names}")
+        first = check_array("weight_ih_l0", weights["weight_ih_l0"])
+        if first.ndim != 2 or first.shape[0] % 4:
+            raise ValueError(f"weight_ih_l0 has shape {first.shape}, expected (4*hidden_size, input_size)")
+        projection = check_array("weight_hr_l0", weights["weight_hr_l0"]) if "weight_hr_l0" in weights else None
+        if projection is not None and (projection.ndim != 2 or 0 in projection.shape):
+            raise ValueError(f"weight_hr_l0 has shape {projection.shape}, expected (proj_size, hidden_size)")
+        num_layers = 1
+        while f"weight_ih_l{num_layers}" in weights:
+            num_layers += 1
+        spec = cls(
+            input_size=first.shape[1],
+            hidden_size=first.shape[0] // 4,
+            num_layers=num_layers,
+            bias="bias_ih_l0" in weights or "bias_hh_l0" in weights,
+            bidirectional="weight_ih_l0_reverse" in weights,
+            proj_size=0 if projection is None else projection.shape[0],
+        )
+        _check_names_and_shapes(spec, weights)
+        return spec
+
+
+def check_array(
+    name: str, array: object, shape: tuple[int, ...] | None = None, dtype: np.dtype[Any] | None = None
+) -> np.ndarray:
+    """`array` itself if it is a NumPy array, of this shape and dtype where given; else an error that names it.
+
+    Raises TypeError for another type or dtype, ValueError for another shape.
+
+    >>> check_array("x", [1.0, 2.0])
+    Traceback (most recent call last):
+    TypeError: x is a list, expected a numpy.ndarray
+    """
+    if not isinstance(array, np.ndarray):
+        kind = type(array)
+        module = "" if kind.__module__ == "builtins" else kind.__module__ + "."
+        raise TypeError(f"{name} is a {module}{kind.__qualname__}, expected a numpy.ndarray")
+    if shape is not None and array.shape != shape:
+        raise ValueError(f"{name} has shape {array.shape}, expected {shape}")
+    if dtype is not None and array.dtype != dtype:
+        cure = f"convert it with {name}.astype(np.{dtype.name})"
+        raise TypeError(f"{name} has dtype {array.dtype}, expected {dtype}: {cure}")
+    return array
+
+
+def _check_names_and_shapes(spec: WeightSpec, weights: Mapping[str, np.ndarray]) -> None:
+    shapes = spec.shapes()
+    missing = [name for name in shapes if name not in weights]
+    unexpected = [str(name) for name in weights if name not in shapes]
+    if missing:
+        raise ValueError(f"weights lacks {', '.join(missing)}: expected the weights of {spec}")
+    if unexpected:
+        raise ValueError(f"weights has unexpected {', '.join(unexpected)}: expected the weights of {spec}")
+    for name, shape in shapes.items():
+        array = check_array(name, weights[name])
+        if array.shape != shape:
+            raise ValueError(f"{name} has shape {array.shape}, but {spec} needs {shape}")
+
+
+def check_weights(spec: WeightSpec, weights: Mapping[str, np.ndarray], dtype: npt.DTypeLike) -> dict[str, np.ndarray]:
+    """The weights in torch's order as aligned C-contiguous arrays; copied only where they were not that already.
+
+    Raises ValueError for a missing or unexpected name or a wrong shape, TypeError for what is not a NumPy array of
+    `dtype`; both name the weight, what it is and what was expected.
+
+    >>> spec = WeightSpec(8, 5, bias=False)
+    >>> weights = {"weight_hh_l0": np.zeros((20, 5)), "weight_ih_l0": np.zeros((8, 20)).T}
+    >>> list(check_weights(spec, weights, np.float64))
+    ['weight_ih_l0', 'weight_hh_l0']
+    >>> check_weights(spec, weights, np.float32)
+    Traceback (most recent call last):
+    TypeError: weight_ih_l0 has dtype float64, expected float32: convert it with weight_ih_l0.astype(np.float32)
+    """
+    _check_names_and_shapes(spec, weights)
+    arrays = {name: check_array(name, weights[name], shape, np.dtype(dtype)) for name, shape in spec.shapes().items()}
+    return {name: np.require(array, requirements=["C", "A", "E"]) for name, array in arrays.items()}
+
+
+def initial_weights(
+    spec: WeightSpec, *, dtype: npt.DTypeLike, rng: np.random.Generator, forget_bias: float | None = None
+) -> dict[str, np.ndarray]:
+    """Fresh weights, uniform in `[-1/sqrt(H), 1/sqrt(H)]` as torch.nn.LSTM draws them (`RNNBase.reset_parameters`).
+
+    Drawn in float64 and rounded to `dtype`, in torch's order of names: one seed gives the same weights in both dtypes.
+    `forget_bias` makes the forget gate start open (Jozefowicz et al. 2015 use 1): on every layer and direction b_ih's
+    f slice is that value and b_hh's is 0, so that their sum is the value. Raises ValueError if there is no bias.
+
+    >>> spec = WeightSpec(8, 2)
+    >>> weights = initial_weights(spec, dtype=np.float32, rng=np.random.default_rng(0), forget_bias=1.0)
+    >>> (weights["bias_ih_l0"] + weights["bias_hh_l0"])[2:4]
+    array([1., 1.], dtype=float32)
+    """
+    if forget_bias is not None and not spec.bias:
+        raise ValueError(f"forget_bias is {forget_bias}, but bias is False: expected forget_bias=None")
+    bound = 1.0 / np.sqrt(spec.hidden_size)
+    weights = {name: rng.uniform(-bound, bound, shape).astype(dtype) for name, shape in spec.shapes().items()}
+    if forget_bias is not None:
+        forget = slice(spec.hidden_size, 2 * spec.hidden_size)
+        for name, weight in weights.items():
+            if name.startswith("bias_ih"):
+                weight[forget] = forget_bias
+            elif name.startswith("bias_hh"):
+                weight[forget] = 0.0
+    return weights
