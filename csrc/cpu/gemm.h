@@ -141,35 +141,57 @@ void product(const Product<T>& p) {
 // MR columns of a by one panel of b: the rows are the long k of this product. Its chain starts at zero and is added to the
 // sum at its end, so that T * B terms become a sum of sums, which is more exact than one chain.
 template <class T>
-__attribute__((noinline)) void outer_tile(const OuterSum<T>& s, int64_t column, int64_t panel) {
+__attribute__((noinline)) void outer_tile(int64_t rows, const T* a, const T* b, T* sum, int64_t sum_stride) {
   using Sums = Tile<T, MR, NR>;
   Sums tile;
   Sums::each([&](auto r, auto j) FASTLSTM_INLINE { tile.sum[r][j] = Vec<T>{}; });
-  const T *a = s.a + column, *b = s.b + panel * kPanel<T>;
-  for (int64_t row = 0; row < s.rows; ++row, a += s.a_stride, b += s.b_stride) {
-    const T* rows[MR];
-    unrolled<MR>([&](auto r) FASTLSTM_INLINE { rows[r] = a + r; });
-    tile_step(tile, rows, 0, b, 0);
+  for (int64_t row = 0; row < rows; ++row, a += MR, b += kPanel<T>) {
+    const T* at[MR];
+    unrolled<MR>([&](auto r) FASTLSTM_INLINE { at[r] = a + r; });
+    tile_step(tile, at, 0, b, 0);
   }
-  T* sum = s.sum + column * s.sum_stride + panel * kPanel<T>;
   Sums::each([&](auto r, auto j) FASTLSTM_INLINE {
-    T* at = sum + r * s.sum_stride + j * kLanes<T>;
+    T* at = sum + r * sum_stride + j * kLanes<T>;
     store(at, load(at) + tile.sum[r][j]);
   });
 }
 
+// The rows of one panel of b move to a buffer in the first cache, since every tile of columns of a reads them all again,
+// and where they come from each lies on a page of its own.
 template <class T>
 void outer_sum(const OuterSum<T>& s) {
-  for (int64_t panel = s.panel_begin; panel < s.panel_end; ++panel) {
-    for (int64_t column = 0; column < s.columns_a; column += MR) outer_tile(s, column, panel);
-    if (!s.column_sum) continue;
-    const T* b = s.b + panel * kPanel<T>;
-    Vec<T> total[NR] = {};
-    for (int64_t row = 0; row < s.rows; ++row)
-      unrolled<NR>([&](auto j) FASTLSTM_INLINE { total[j] += load(b + row * s.b_stride + j * kLanes<T>); });
-    unrolled<NR>([&](auto j) FASTLSTM_INLINE {
-      T* at = s.column_sum + panel * kPanel<T> + j * kLanes<T>;
-      store(at, load(at) + total[j]);
-    });
+  constexpr int64_t ROWS = 16384 / (kPanel<T> * int64_t(sizeof(T)));
+  alignas(64) T b[ROWS * kPanel<T>];
+  const int64_t tiles = (s.columns_a + MR - 1) / MR;
+  for (int64_t first = 0; first < s.rows; first += ROWS) {
+    const int64_t rows = s.rows - first < ROWS ? s.rows - first : ROWS;
+    for (int64_t panel = s.panel_begin; panel < s.panel_end; ++panel) {
+      const int64_t column = panel * kPanel<T>;
+      Vec<T> total[NR] = {};
+      for (int64_t row = 0; row < rows; ++row)
+        unrolled<NR>([&](auto j) FASTLSTM_INLINE {
+          const Vec<T> v = load(s.b + (first + row) * s.b_stride + column + j * kLanes<T>);
+          store(b + row * kPanel<T> + j * kLanes<T>, v);
+          total[j] += v;
+        });
+      for (int64_t tile = 0; tile < tiles; ++tile)
+        outer_tile(rows, s.a + (tile * s.a_rows + first) * MR, b, s.sum + tile * MR * s.sum_stride + column,
+                   s.sum_stride);
+      if (!s.column_sum) continue;
+      unrolled<NR>([&](auto j) FASTLSTM_INLINE {
+        T* at = s.column_sum + column + j * kLanes<T>;
+        store(at, load(at) + total[j]);
+      });
+    }
+  }
+}
+
+// to [columns / MR][to_rows][MR], the a of outer_sum, from rows of `columns`; to_rows counts the rows of the whole.
+template <class T>
+void pack_columns(const T* from, int64_t from_stride, int64_t rows, int64_t columns, T* to, int64_t to_rows) {
+  for (int64_t column = 0; column < columns; column += MR, to += to_rows * MR) {
+    const int count = columns - column < MR ? int(columns - column) : MR;
+    for (int64_t row = 0; row < rows; ++row)
+      for (int r = 0; r < MR; ++r) to[row * MR + r] = r < count ? from[row * from_stride + column + r] : T(0);
   }
 }

@@ -128,15 +128,45 @@ void step_backward(const StepBackward<T>& s) {
   for (int64_t block = s.block_begin; block < s.block_end; ++block) cell_rows(s, block);
 }
 
-// to [columns, rows] = from [rows, columns], in squares that stay in the first cache.
+// a0 b0 a1 b1 .. of the first halves (HALF = 0) or of the second halves of a and b.
+template <int HALF, class V, int... I>
+[[gnu::always_inline]] inline V interleave(V a, V b, std::integer_sequence<int, I...>) {
+  constexpr int L = sizeof...(I);
+  return __builtin_shufflevector(a, b, (I / 2 + I % 2 * L + HALF * L / 2)...);
+}
+
+// L rows of L: log2(L) rounds that each interleave row r with row r + L / 2.
+template <class T>
+[[gnu::always_inline]] inline void transpose_square(const T* from, int64_t from_stride, T* to, int64_t to_stride) {
+  constexpr int L = kLanes<T>;
+  constexpr auto ALL = std::make_integer_sequence<int, L>{};
+  Vec<T> rows[L];
+  unrolled<L>([&](auto r) FASTLSTM_INLINE { rows[r] = load(from + r * from_stride); });
+  unrolled<__builtin_ctz(L)>([&](auto) FASTLSTM_INLINE {
+    Vec<T> next[L];
+    unrolled<L / 2>([&](auto r) FASTLSTM_INLINE {
+      next[2 * r] = interleave<0>(rows[r], rows[r + L / 2], ALL);
+      next[2 * r + 1] = interleave<1>(rows[r], rows[r + L / 2], ALL);
+    });
+    unrolled<L>([&](auto r) FASTLSTM_INLINE { rows[r] = next[r]; });
+  });
+  unrolled<L>([&](auto r) FASTLSTM_INLINE { store(to + r * to_stride, rows[r]); });
+}
+
+// to [columns, rows] = from [rows, columns].
 template <class T>
 void transpose(const T* from, int64_t from_stride, int64_t rows, int64_t columns, T* to, int64_t to_stride) {
-  constexpr int64_t SIDE = 16;
-  for (int64_t r0 = 0; r0 < rows; r0 += SIDE)
-    for (int64_t c0 = 0; c0 < columns; c0 += SIDE) {
-      const int64_t r1 = r0 + SIDE < rows ? r0 + SIDE : rows, c1 = c0 + SIDE < columns ? c0 + SIDE : columns;
-      for (int64_t c = c0; c < c1; ++c)
-        for (int64_t r = r0; r < r1; ++r) to[c * to_stride + r] = from[r * from_stride + c];
+  constexpr int64_t L = kLanes<T>;
+  for (int64_t row = 0; row < rows; row += L)
+    for (int64_t column = 0; column < columns; column += L) {
+      const T* in = from + row * from_stride + column;
+      T* out = to + column * to_stride + row;
+      if (rows - row >= L && columns - column >= L) {
+        transpose_square(in, from_stride, out, to_stride);
+        continue;
+      }
+      for (int64_t c = 0; c < L && column + c < columns; ++c)
+        for (int64_t r = 0; r < L && row + r < rows; ++r) out[c * to_stride + r] = in[r * from_stride + c];
     }
 }
 
@@ -159,8 +189,9 @@ void sweep_tanh(const T* x, T* y, int64_t n) {
 }
 
 template <class T>
-constexpr Kernels<T> kTable = {kLanes<T>,        kPanel<T>,    MR,           product<T>,       step_forward<T>,
-                               step_backward<T>, outer_sum<T>, transpose<T>, sweep_sigmoid<T>, sweep_tanh<T>};
+constexpr Kernels<T> kTable = {kLanes<T>,       kPanel<T>,        MR,           product<T>,
+                               step_forward<T>, step_backward<T>, outer_sum<T>, pack_columns<T>,
+                               transpose<T>,    sweep_sigmoid<T>, sweep_tanh<T>};
 
 }  // namespace
 

@@ -67,12 +67,12 @@ struct StepBackward {
   bool repeat;
 };
 
-// sum [columns_a, columns of b] += a^T . b over rows, columns panel_begin .. panel_end of b.
+// sum [columns_a, columns of b] += a^T . b over rows, columns panel * panel_begin .. panel * panel_end of b.
 template <class T>
 struct OuterSum {
   int64_t rows;
-  const T* a;  // [rows, columns_a], rows a_stride apart
-  int64_t columns_a, a_stride;
+  const T* a;  // [columns_a / tile_rows, a_rows, tile_rows], see pack_columns
+  int64_t columns_a, a_rows;
   const T* b;  // [rows, panels * panel], rows b_stride apart
   int64_t b_stride, panel_begin, panel_end;
   T* sum;  // [columns_a rounded up to tile_rows, panels * panel], rows sum_stride apart
@@ -87,6 +87,7 @@ struct Kernels {
   void (*step_forward)(const StepForward<T>&);
   void (*step_backward)(const StepBackward<T>&);
   void (*outer_sum)(const OuterSum<T>&);
+  void (*pack_columns)(const T* from, int64_t from_stride, int64_t rows, int64_t columns, T* to, int64_t to_rows);
   void (*transpose)(const T* from, int64_t from_stride, int64_t rows, int64_t columns, T* to, int64_t to_stride);
   void (*sigmoid)(const T* x, T* y, int64_t n);  // for the accuracy sweep of the tests
   void (*tanh)(const T* x, T* y, int64_t n);

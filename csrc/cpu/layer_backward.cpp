@@ -30,10 +30,10 @@ class Backward {
     dh_ = Buffer<T>(size_product(B, layout_.output_padded));
     dc_ = Buffer<T>(size_product(B, layout_.units));
     d_pre_ = Buffer<T>(size_product(2, rows, layout_.d_pre_stride));
-    if (time_.active) gathered_ = Buffer<T>(size_product(2, rows, layout_.operand_stride));
     if (args_.dx) dx_ = Buffer<T>(size_product(plan_.threads(), kDxRows, layout_.input_padded));
     if (args_.dw_x) {
       const int64_t tile = panels.kernels.tile_rows;
+      operands_ = Buffer<T>(size_product(2, rows, round_up(layout_.depth, tile)));
       sum_ = zeros(size_product(round_up(layout_.depth, tile), layout_.columns));
       db_ = zeros(layout_.columns);
       if (shape_.P > 0) dw_p_ = zeros(size_product(round_up(shape_.H, tile), layout_.output_padded));
@@ -41,6 +41,7 @@ class Backward {
     if (shape_.P > 0) {
       dm_ = Buffer<T>(size_product(B, round_up(layout_.units, layout_.panel)));
       m_ = Buffer<T>(size_product(2, rows, layout_.units));
+      packed_m_ = Buffer<T>(size_product(2, rows, round_up(shape_.H, panels.kernels.tile_rows)));
       dh_out_ = zeros(size_product(2, rows, layout_.output_padded));
     }
     for (int i = 0; i < plan_.row_groups; ++i) group_barriers_.emplace_back(new Barrier(plan_.unit_groups, interrupt));
@@ -55,7 +56,7 @@ class Backward {
     for (std::size_t i = 0; i < chunks_.size(); ++i) {
       const int64_t buffer = int64_t(i % 2) * chunk_rows_;
       recur(me, chunks_[i], buffer);
-      if (time_.active) gather_operands(me, chunks_[i], buffer);
+      if (args_.dw_x) pack_operands(me, chunks_[i], buffer);
       if (me.rank == 0) interrupt_.check();
       barrier_.wait(me.rank);
       if (interrupt_.stopped()) return;
@@ -259,28 +260,31 @@ class Backward {
     panels_.kernels.product(p);
   }
 
-  // Where rows end early, the operands of a chunk are not one array on the tape: make them one.
-  void gather_operands(const Member& me, const Chunk& chunk, int64_t buffer) const {
+  // My rows of [x | h_{s-1}], and of m with projection, as outer_sum reads them.
+  void pack_operands(const Member& me, const Chunk& chunk, int64_t buffer) const {
+    const int64_t depth = layout_.depth, tile = panels_.kernels.tile_rows, B = shape_.B;
     const Range mine = my_rows(me);
     for (int64_t s = chunk.first; s < chunk.end; ++s) {
-      const int64_t base = buffer + chunk.offset[std::size_t(s - chunk.first)],
-                    end = std::min(mine.end, time_.rows(s, shape_.B));
-      if (end > mine.begin)
-        std::memcpy(gathered_.data() + (base + mine.begin) * layout_.operand_stride,
-                    tape_.operands.data() + (s * shape_.B + mine.begin) * layout_.operand_stride,
-                    std::size_t((end - mine.begin) * layout_.operand_stride) * sizeof(T));
+      const int64_t base = chunk.offset[std::size_t(s - chunk.first)] + mine.begin;
+      const int64_t rows = std::min(mine.end, time_.rows(s, B)) - mine.begin;
+      panels_.kernels.pack_columns(
+          tape_.operands.data() + (s * B + mine.begin) * layout_.operand_stride + layout_.x_offset,
+          layout_.operand_stride, rows, depth, operands_.data() + buffer * round_up(depth, tile) + base * tile,
+          chunk.rows());
+      if (shape_.P > 0)
+        panels_.kernels.pack_columns(m_.data() + (buffer + base) * layout_.units, layout_.units, rows, shape_.H,
+                                     packed_m_.data() + buffer * round_up(shape_.H, tile) + base * tile, chunk.rows());
     }
   }
 
   void add_weight_gradients(const Member& me, const Chunk& chunk, int64_t buffer) const {
     if (!args_.dw_x) return;
+    const int64_t tile = panels_.kernels.tile_rows;
     OuterSum<T> sum{};
     sum.rows = chunk.rows();
-    sum.a = (time_.active ? gathered_.data() + buffer * layout_.operand_stride
-                          : tape_.operands.data() + chunk.first * shape_.B * layout_.operand_stride) +
-            layout_.x_offset;
+    sum.a = operands_.data() + buffer * round_up(layout_.depth, tile);
+    sum.a_rows = chunk.rows();
     sum.columns_a = layout_.depth;
-    sum.a_stride = layout_.operand_stride;
     sum.b = d_pre(buffer);
     sum.b_stride = layout_.d_pre_stride;
     const Range panels = share(layout_.columns / layout_.panel, threads(), me.rank);
@@ -293,9 +297,8 @@ class Backward {
     if (shape_.P == 0) return;
 
     const Range outputs = share(layout_.output_padded / layout_.panel, threads(), me.rank);
-    sum.a = m_.data() + buffer * layout_.units;
+    sum.a = packed_m_.data() + buffer * round_up(shape_.H, tile);
     sum.columns_a = shape_.H;
-    sum.a_stride = layout_.units;
     sum.b = dh_out_.data() + buffer * layout_.output_padded;
     sum.b_stride = layout_.output_padded;
     sum.panel_begin = outputs.begin;
@@ -377,11 +380,11 @@ class Backward {
   std::vector<std::unique_ptr<Barrier>> group_barriers_;
   std::vector<Chunk> chunks_;
   int64_t chunk_rows_ = 0;
-  Buffer<T> dh_, dc_;          // [B, output_padded], [blocks,B,lanes]: gradients of the state after the step at hand
-  Buffer<T> d_pre_;            // [2, chunk rows, d_pre_stride]
-  Buffer<T> gathered_;         // [2, chunk rows, operand_stride], only where rows end early
-  Buffer<T> dx_;               // [threads, kDxRows, input_padded]
-  Buffer<T> sum_, db_, dw_p_;  // [depth, columns], [columns], [H, output_padded]
+  Buffer<T> dh_, dc_;  // [B, output_padded], [blocks,B,lanes]: gradients of the state after the step at hand
+  Buffer<T> d_pre_;    // [2, chunk rows, d_pre_stride]
+  Buffer<T> operands_, packed_m_;  // [2][columns / tile_rows, chunk rows, tile_rows] of [x | h] and of m
+  Buffer<T> dx_;                   // [threads, kDxRows, input_padded]
+  Buffer<T> sum_, db_, dw_p_;      // [depth, columns], [columns], [H, output_padded]
   Buffer<T> dm_, m_, dh_out_;  // with projection: [B, units], [2, chunk rows, units], [2, chunk rows, output_padded]
 };
 

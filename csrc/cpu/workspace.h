@@ -1,9 +1,7 @@
-// Aligned memory that says how much it asked for when it cannot be had, and the size arithmetic that cannot overflow silently.
+// Aligned memory that says how much it asked for when it cannot be had, and sizes that cannot overflow silently.
 #pragma once
 #include <cstdint>
-#include <cstdlib>
 #include <memory>
-#include <new>
 #include <stdexcept>
 #include <string>
 
@@ -27,18 +25,17 @@ struct OutOfMemory : std::runtime_error {
                            " MiB)") {}
 };
 
+// Page-aligned memory. What is freed is kept for the next call, up to a bound: fresh pages cost a fault each, which is most of
+// the time of a small training step. Throws OutOfMemory.
+void* allocate_pages(int64_t bytes);
+void free_pages(void* pages) noexcept;
+
 // An uninitialised array on a page of its own, so that threads' parts never share lines that a prefetcher would steal.
 template <class T>
 class Buffer {
  public:
   Buffer() = default;
-  explicit Buffer(int64_t size) : size_(size) {
-    constexpr int64_t kPage = 4096;
-    const int64_t bytes =
-        round_up(size_product(size, sizeof(T)), kPage) + kPage;  // tiles may read a little past the end
-    data_.reset(static_cast<T*>(std::aligned_alloc(kPage, std::size_t(bytes))));
-    if (!data_) throw OutOfMemory(bytes);
-  }
+  explicit Buffer(int64_t size) : data_(static_cast<T*>(allocate_pages(size_product(size, sizeof(T))))), size_(size) {}
 
   T* data() const { return data_.get(); }
   int64_t size() const { return size_; }
@@ -47,7 +44,7 @@ class Buffer {
 
  private:
   struct Free {
-    void operator()(T* p) const { std::free(p); }
+    void operator()(T* p) const { free_pages(p); }
   };
   std::unique_ptr<T, Free> data_;
   int64_t size_ = 0;

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from . import _core, files
+from . import _core
 from .functional import PackedWeights, Tape, lstm_backward, lstm_forward
 from .gradients import Gradients
 from .weights import WeightSpec, check_array, check_weights, initial_weights
@@ -280,11 +280,15 @@ class LSTM:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the layer to a safetensors file (`pip install fastlstm[io]`); an error leaves the old file."""
+        from . import files  # with what writing needs, which importing fastlstm should not cost
+
         files.write(path, self._arguments(), self._weights._arrays)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> LSTM:
         """The layer that `save` wrote. Raises ValueError for a file of another kind or of a newer format."""
+        from . import files
+
         arguments, arrays = files.read(path)
         lstm = cls(**arguments)
         lstm.load_state_dict(arrays)
