@@ -16,11 +16,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from .dropout import drop, dropout_mask
 from .gradients import Gradients
 from .masking import check_lengths, check_mask
 from .weights import WeightSpec, check_array, check_weights, weight_suffix
 
-__all__ = ["Tape", "cell_backward", "cell_forward", "dropout_mask", "lstm_backward", "lstm_forward", "philox4x32"]
+__all__ = ["Tape", "cell_backward", "cell_forward", "lstm_backward", "lstm_forward"]
 
 
 # One cell: csrc/cell.h has the same equations, in the same order and under the same names.
@@ -152,56 +153,6 @@ def direction_backward(
     return d_pre @ w.w_x, dh, dc, DirectionWeights(dw_x, dw_h, db, dw_r)
 
 
-# Dropout between layers: a bit of the mask is a pure function of its place, so no layout or batch can change it.
-
-
-def philox4x32(counter: tuple[npt.ArrayLike, ...], key: tuple[int, int]) -> tuple[np.ndarray, ...]:
-    """Philox4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"): 4 words in, 4 words out.
-
-    counter: four arrays of integers below 2**32 that broadcast together; key: two such integers. uint32 comes out.
-
-    >>> [f"{word:08x}" for word in philox4x32((0, 0, 0, 0), (0, 0))]  # Random123's known answer
-    ['6627e8d5', 'e169c58d', 'bc57ac4c', '9b00dbd8']
-    """
-    low = np.uint64(0xFFFFFFFF)
-    c0, c1, c2, c3 = np.broadcast_arrays(*(np.asarray(word, np.uint64) for word in counter))
-    k0, k1 = key
-    for _ in range(10):
-        p0, p1 = np.uint64(0xD2511F53) * c0, np.uint64(0xCD9E8D57) * c2
-        c0, c1 = (p1 >> np.uint64(32)) ^ c1 ^ np.uint64(k0), p1 & low
-        c2, c3 = (p0 >> np.uint64(32)) ^ c3 ^ np.uint64(k1), p0 & low
-        k0, k1 = (k0 + 0x9E3779B9) & 0xFFFFFFFF, (k1 + 0xBB67AE85) & 0xFFFFFFFF
-    return tuple(word.astype(np.uint32) for word in (c0, c1, c2, c3))
-
-
-def dropout_mask(
-    dropout: float, seed: int, call: int, *, layer: int, steps: int, batch: int, num_directions: int, units: int
-) -> np.ndarray:
-    """Which outputs of a layer are kept: bool `[T,B,D*units]`, the same whatever T, B, layout, threads or device.
-
-    The key is the seed's two halves, the counter is (layer << 21 | direction << 20 | unit >> 2, t, b, call); a unit
-    takes word `unit & 3` and is kept if that is at least floor(dropout * 2**32).
-
-    >>> dropout_mask(0.5, seed=7, call=0, layer=0, steps=1, batch=2, num_directions=1, units=5)[0].astype(int)
-    array([[1, 1, 0, 0, 0],
-           [0, 0, 0, 0, 1]])
-    """
-    seed, call, quads = operator.index(seed), operator.index(call), -(-units // 4)
-    place = layer << 21 | np.arange(num_directions)[:, None] << 20 | np.arange(quads)  # [D,quads]
-    t, b = np.arange(steps)[:, None, None, None], np.arange(batch)[:, None, None]
-    words = np.stack(philox4x32((place, t, b, call & 0xFFFFFFFF), (seed & 0xFFFFFFFF, seed >> 32)), axis=-1)
-    by_unit = words.reshape(steps, batch, num_directions, 4 * quads)[..., :units]
-    kept: np.ndarray = by_unit.astype(np.uint64) >= np.uint64(float(dropout) * 2**32)
-    return kept.reshape(steps, batch, num_directions * units)
-
-
-def _drop(a: np.ndarray, kept: np.ndarray, dropout: float) -> np.ndarray:
-    """Forward and backward alike: what is kept grows by 1 / (1 - dropout), the rest is 0."""
-    one = a.dtype.type(1)
-    scale = one / (one - a.dtype.type(dropout)) if dropout < 1 else 0
-    return np.where(kept, a * scale, 0)
-
-
 # The whole net: layers, directions and layouts.
 
 
@@ -303,7 +254,7 @@ def lstm_forward(
             place = {"layer": layer - 1, "steps": layout.steps, "batch": layout.batch}
             units = {"num_directions": spec.num_directions, "units": spec.hidden_output}
             kept = dropout_mask(dropout, dropout_seed or 0, dropout_call, **place, **units)
-            output = _drop(output, kept, dropout)
+            output = drop(output, kept, dropout)
         layer_x = np.where(counts, output, 0)
         all_h, all_c, tapes = [], [], []
         for direction, steps in enumerate(directions):
@@ -367,7 +318,7 @@ def lstm_backward(
             dx += part
             dw |= _named(spec, dw_part, weight_suffix(layer, direction))
         kept = tape.kept[layer]
-        d_output = dx if kept is None else _drop(dx, kept, tape.dropout)
+        d_output = dx if kept is None else drop(dx, kept, tape.dropout)
         d_cells = np.zeros_like(d_cells)  # cells are the last layer's alone
     dstate0 = layout.leave_state(dh0), layout.leave_state(dc0)
     return Gradients(layout.leave(d_output), dstate0, {name: dw[name] for name in spec.shapes()})
