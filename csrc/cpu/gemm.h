@@ -81,8 +81,8 @@ __attribute__((noinline)) void product_tile(const Product<T>& p, int64_t row, in
   using Sums = Tile<T, ROWS, PANELS * NR>;
   const int64_t column = panel * kPanel<T>;
   Sums tile;
-  if (p.start) {
-    const T* start = p.start + row * p.start_stride + column;
+  const T* start = p.start + row * p.start_stride + column;
+  if (p.start && !p.start_last) {
     Sums::each([&](auto r, auto j)
                    FASTLSTM_INLINE { tile.sum[r][j] = load(start + r * p.start_stride + j * kLanes<T>); });
   } else {
@@ -92,6 +92,9 @@ __attribute__((noinline)) void product_tile(const Product<T>& p, int64_t row, in
   unrolled<ROWS>([&](auto r) FASTLSTM_INLINE { a[r] = p.a + (row + r) * p.a_stride; });
   tile_run(tile, p.K, a, 1, p.panels + panel * p.panel_stride, p.panel_stride, kPanel<T>);
   T* c = p.c + row * p.c_stride + column;
+  if (p.start && p.start_last)
+    Sums::each([&](auto r, auto j)
+                   FASTLSTM_INLINE { tile.sum[r][j] += load(start + r * p.start_stride + j * kLanes<T>); });
   Sums::each([&](auto r, auto j) FASTLSTM_INLINE { store(c + r * p.c_stride + j * kLanes<T>, tile.sum[r][j]); });
 }
 
@@ -115,7 +118,7 @@ inline void product_rows(const Product<T>& p, int rows, int64_t row, int64_t pan
 
 // Few rows leave few chains: then several panels side by side keep the multipliers busy (8 or more sums in flight).
 template <class T>
-void product(const Product<T>& p) {
+void product_chain(const Product<T>& p) {
   int64_t panel = p.panel_begin;
   if (p.rows == 1) {
     constexpr int WIDE = 8 / NR;
@@ -135,6 +138,23 @@ void product(const Product<T>& p) {
       product_rows<T, 1>(p, rows, row, panel);
       row += rows;
     }
+  }
+}
+
+template <class T>
+void product(const Product<T>& whole) {
+  Product<T> p = whole;
+  int64_t chain = whole.K_first > 0 ? whole.K_first : whole.K;
+  for (int64_t left = whole.K;; chain = whole.K_block) {
+    p.K = chain < left ? chain : left;
+    product_chain(p);
+    left -= p.K;
+    if (left == 0) return;
+    p.a += p.K;
+    p.panels += p.K * kPanel<T>;
+    p.start = p.c;
+    p.start_stride = p.c_stride;
+    p.start_last = true;
   }
 }
 

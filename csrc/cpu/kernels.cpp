@@ -74,11 +74,20 @@ void step_forward(const StepForward<T>& s) {
   const int64_t group = s.gates.rows == 1 ? 2 : 1;
   for (int64_t block = s.block_begin; block < s.block_end; block += group) {
     const int64_t blocks = s.block_end - block < group ? s.block_end - block : group;
-    Product<T> gates = s.gates;
-    gates.panel_begin = block * PANELS;
-    gates.panel_end = (block + blocks) * PANELS;
-    gates.c_stride = blocks * 4 * kLanes<T>;
-    gates.c = stash - gates.panel_begin * kPanel<T>;
+    const auto into_stash = [&](Product<T> p) {
+      p.panel_begin = block * PANELS;
+      p.panel_end = (block + blocks) * PANELS;
+      p.c_stride = blocks * 4 * kLanes<T>;
+      p.c = stash - p.panel_begin * kPanel<T>;
+      return p;
+    };
+    Product<T> gates = into_stash(s.gates);
+    if (s.inputs.K > 0) {
+      product(into_stash(s.inputs));
+      gates.start = gates.c;
+      gates.start_stride = gates.c_stride;
+      gates.start_last = true;
+    }
     product(gates);
     for (int64_t i = 0; i < blocks; ++i) cell_rows(s, block + i, stash + i * 4 * kLanes<T>, gates.c_stride);
   }

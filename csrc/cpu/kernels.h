@@ -6,25 +6,30 @@
 
 namespace fastlstm {
 
-// c [rows, columns of the panels] = start + a [rows, K] . panels
+// c [rows, columns of the panels] = start + a [rows, K] . panels, as a sum of chains of fused multiply-adds with k ascending:
+// one of K_first terms, then of K_block each. Short chains are more exact; which terms share one never depends on the split
+// of the work.
 template <class T>
 struct Product {
   int64_t rows, K;
-  const T* a;  // [rows, K], rows a_stride apart
+  int64_t K_first, K_block;  // both 0: one chain
+  const T* a;                // [rows, K], rows a_stride apart
   int64_t a_stride;
   const T* panels;  // [panel_end][K][panel], panels panel_stride apart
   int64_t panel_stride;
   int64_t panel_begin, panel_end;  // columns panel * panel_begin onwards are computed
   const T* start;  // [rows, columns], rows start_stride apart (0: one row for all); null: zero; may be c
   int64_t start_stride;
-  T* c;  // [rows, columns], rows c_stride apart
+  bool start_last;  // start is added to the first chain instead of beginning it
+  T* c;             // [rows, columns], rows c_stride apart
   int64_t c_stride;
 };
 
 // One step of some rows and some blocks of units: all four gates in one product, then the cell.
 template <class T>
 struct StepForward {
-  Product<T> gates;  // into the kernel's own stash: rows, K, a, panels, start are read
+  Product<T> inputs;  // of x with W, into the kernel's own stash, where `gates` goes on; K = 0: none
+  Product<T> gates;   // of h, or of x and h in one: rows, K, a, panels, start are read
   int64_t hidden, block_begin, block_end;
   const T* c_prev;  // [blocks][rows][lanes], blocks c_block_stride apart
   T* c;             // the same; may be c_prev

@@ -24,8 +24,9 @@ class Backward {
         time_(args.timeline),
         interrupt_(interrupt),
         plan_(plan_backward(args.shape, panels.layout, sizeof(T), threads)),
+        chunks_(split_into_chunks(args.shape, args.timeline)),
         barrier_(plan_.threads(), interrupt) {
-    split_into_chunks();
+    for (const Chunk& chunk : chunks_) chunk_rows_ = std::max(chunk_rows_, chunk.rows());
     const int64_t B = shape_.B, rows = chunk_rows_;
     dh_ = Buffer<T>(size_product(B, layout_.output_padded));
     dc_ = Buffer<T>(size_product(B, layout_.units));
@@ -71,13 +72,6 @@ class Backward {
  private:
   static constexpr int64_t kDxRows = 48;
 
-  // Steps first .. end of processing, walked backwards; offset[s - first] is the first row of step s in the chunk.
-  struct Chunk {
-    int64_t first, end;
-    std::vector<int64_t> offset;
-    int64_t rows() const { return offset.back(); }
-  };
-
   struct Member {
     int rank, index;
     Barrier* barrier;
@@ -89,21 +83,6 @@ class Backward {
     Buffer<T> buffer(size);
     std::fill_n(buffer.data(), size, T(0));
     return buffer;
-  }
-
-  // Depends on the shape only, never on the threads: the chunks are the order in which dW and db are summed.
-  void split_into_chunks() {
-    const int64_t limit = shape_.H <= 128 ? 256 : shape_.H <= 256 ? 384 : 512;
-    for (int64_t end = shape_.T; end > 0;) {
-      int64_t first = end, rows = 0;
-      while (first > 0 && (first == end || rows + time_.rows(first - 1, shape_.B) <= limit))
-        rows += time_.rows(--first, shape_.B);
-      Chunk chunk{first, end, {0}};
-      for (int64_t s = first; s < end; ++s) chunk.offset.push_back(chunk.offset.back() + time_.rows(s, shape_.B));
-      chunk_rows_ = std::max(chunk_rows_, rows);
-      chunks_.push_back(std::move(chunk));
-      end = first;
-    }
   }
 
   Member member(int rank) const {
@@ -241,6 +220,7 @@ class Backward {
     Product<T> p{};
     p.rows = rows;
     p.K = layout_.columns;
+    p.K_first = p.K_block = kChain;
     p.a = d_pre(buffer_row);
     p.a_stride = layout_.d_pre_stride;
     p.panels = panels.data();
@@ -376,9 +356,9 @@ class Backward {
   const Timeline& time_;
   Interrupt& interrupt_;
   Plan plan_;
+  std::vector<Chunk> chunks_;
   Barrier barrier_;
   std::vector<std::unique_ptr<Barrier>> group_barriers_;
-  std::vector<Chunk> chunks_;
   int64_t chunk_rows_ = 0;
   Buffer<T> dh_, dc_;  // [B, output_padded], [blocks,B,lanes]: gradients of the state after the step at hand
   Buffer<T> d_pre_;    // [2, chunk rows, d_pre_stride]

@@ -28,7 +28,7 @@ class Forward {
 
   void run(int rank) {
     Group& group = *groups_[std::size_t(rank / plan_.unit_groups)];
-    const Member me = member(group, rank % plan_.unit_groups);
+    const Member me = member(rank);
     const int64_t block = plan_.unit_groups > 1 ? group.rows.size() : plan_.row_block;
     const int64_t parts = block > 0 ? (group.rows.size() + block - 1) / block : 0;
     for (int64_t part = 0; part < parts && !interrupt_.stopped(); ++part) {
@@ -52,7 +52,7 @@ class Forward {
 
   struct Member {
     int index;
-    bool leads;    // asks whether to stop
+    bool leads;    // runs on the calling thread, and asks whether to stop
     Range blocks;  // of units
   };
 
@@ -83,9 +83,10 @@ class Forward {
 
   bool hoisted() const { return plan_.hoisted_steps > 1; }
 
-  Member member(const Group&, int index) const {
+  Member member(int rank) const {
+    const int index = rank % plan_.unit_groups;
     const int64_t grain = std::max<int64_t>(1, layout_.panel / layout_.lanes);
-    return {index, index == 0, share(layout_.blocks, plan_.unit_groups, index, grain)};
+    return {index, rank == 0, share(layout_.blocks, plan_.unit_groups, index, grain)};
   }
 
   // Row `row` of the operands of step s; the tape holds all rows, a ring only those that run now, from `origin`.
@@ -157,25 +158,42 @@ class Forward {
     }
   }
 
-  Product<T> gate_product(Range rows) const {
+  bool joined() const { return shape_.I <= kJoinedInputs; }
+
+  // b + x . W, operands from x on.
+  Product<T> input_product(int64_t rows, const T* operands) const {
     Product<T> p{};
-    p.rows = rows.size();
+    p.rows = rows;
+    p.K = shape_.I;
+    p.K_first = p.K_block = kChain;
+    p.a = operands + layout_.x_offset;
     p.a_stride = layout_.operand_stride;
+    p.panels = panels_.gates.data();
     p.panel_stride = layout_.depth * layout_.panel;
+    p.start = panels_.bias.data();
     return p;
   }
 
-  // pre = b + x . W of my units for a chunk of steps; the recurrence goes on from there, in the same chain.
+  // start + h . U; the start is still to be set, unless x . W is a part of it.
+  Product<T> recurrent_product(int64_t rows, const T* operands, bool with_inputs) const {
+    Product<T> p = input_product(rows, operands);
+    if (with_inputs) {
+      p.K = layout_.depth;
+      p.K_first = shape_.I + kChain;
+    } else {
+      p.K = shape_.output();
+      p.a = operands + layout_.h_offset;
+      p.panels += shape_.I * layout_.panel;
+    }
+    return p;
+  }
+
+  // pre = b + x . W of my units for a chunk of steps; the recurrence goes on from there.
   void project_inputs(const Group& g, const Member& me, Range rows, int64_t s) const {
     const int64_t steps = std::min(plan_.hoisted_steps, shape_.T - s), per_block = 4 * layout_.lanes;
-    Product<T> p = gate_product(rows);
-    p.rows = steps * g.capacity;
-    p.K = shape_.I;
-    p.a = operand(g, s, rows.begin, rows.begin) + layout_.x_offset;
-    p.panels = panels_.gates.data();
+    Product<T> p = input_product(steps * g.capacity, operand(g, s, rows.begin, rows.begin));
     p.panel_begin = me.blocks.begin * per_block / layout_.panel;
     p.panel_end = me.blocks.end * per_block / layout_.panel;
-    p.start = panels_.bias.data();
     p.c = g.pre.data();
     p.c_stride = layout_.columns;
     panels_.kernels.product(p);
@@ -193,19 +211,14 @@ class Forward {
   void step_rows(const Group& g, const Member& me, Range rows, int64_t origin, int64_t s) const {
     const int64_t t = time_.time(s, shape_.T), row = rows.begin;
     StepForward<T> k{};
-    k.gates = gate_product(rows);
     T* now = operand(g, s, row, origin);
+    k.gates = recurrent_product(rows.size(), now, joined() && !hoisted());
     if (hoisted()) {
-      k.gates.K = shape_.output();
-      k.gates.a = now + layout_.h_offset;
-      k.gates.panels = panels_.gates.data() + shape_.I * layout_.panel;
       k.gates.start = g.pre.data() + (s % plan_.hoisted_steps * g.capacity + row - origin) * layout_.columns;
       k.gates.start_stride = layout_.columns;
-    } else {
-      k.gates.K = layout_.depth;
-      k.gates.a = now + layout_.x_offset;
-      k.gates.panels = panels_.gates.data();
-      k.gates.start = panels_.bias.data();
+      k.gates.start_last = !joined();
+    } else if (!joined()) {
+      k.inputs = input_product(rows.size(), now);
     }
     k.hidden = shape_.H;
     k.block_begin = me.blocks.begin;

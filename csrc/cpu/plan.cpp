@@ -53,6 +53,22 @@ Plan plan_backward(const Shape& shape, const Layout& layout, int64_t element_byt
   return plan;
 }
 
+std::vector<Chunk> split_into_chunks(const Shape& shape, const Timeline& timeline) {
+  // Enough rows to pay for adding a tile to dW, few enough for the second-level cache.
+  const int64_t limit = shape.H <= 128 ? 256 : shape.H <= 256 ? 384 : 512;
+  std::vector<Chunk> chunks;
+  for (int64_t end = shape.T; end > 0;) {
+    int64_t first = end, rows = 0;
+    while (first > 0 && (first == end || rows + timeline.rows(first - 1, shape.B) <= limit))
+      rows += timeline.rows(--first, shape.B);
+    Chunk chunk{first, end, {0}};
+    for (int64_t s = first; s < end; ++s) chunk.offset.push_back(chunk.offset.back() + timeline.rows(s, shape.B));
+    chunks.push_back(std::move(chunk));
+    end = first;
+  }
+  return chunks;
+}
+
 Range rows_of_group(const Shape& shape, const Timeline& timeline, int groups, int group) {
   if (!timeline.end) return share(shape.B, groups, group);
   int64_t total = 0;

@@ -1,5 +1,7 @@
 // How one layer's work is split over threads and steps: the one place where a path is chosen. The results do not depend on it.
 #pragma once
+#include <vector>
+
 #include "../layer.h"
 #include "panels.h"
 
@@ -27,7 +29,23 @@ struct Plan {
 Plan plan_forward(const Shape& shape, const Layout& layout, int64_t element_bytes, int threads);
 Plan plan_backward(const Shape& shape, const Layout& layout, int64_t element_bytes, int threads);
 
+// Terms of one chain of a long product: a chain's error grows with its length, and a panel's part of it fits the first cache.
+constexpr int64_t kChain = 256;
+// An input of so few columns shares the first chain of h: a chain of its own would cost more than it computes.
+constexpr int64_t kJoinedInputs = 64;
+
 // The rows of group `group`, such that each group has its part of the active steps.
 Range rows_of_group(const Shape& shape, const Timeline& timeline, int groups, int group);
+
+// Steps first .. end of processing, which backward walks last one first; offset[s - first] is the chunk's first row of step s.
+struct Chunk {
+  int64_t first, end;
+  std::vector<int64_t> offset;
+  int64_t rows() const { return offset.back(); }
+};
+
+// The chunks of backward, last one first. They depend on the shape only, never on the threads: they are the order in which
+// dW and db are summed.
+std::vector<Chunk> split_into_chunks(const Shape& shape, const Timeline& timeline);
 
 }  // namespace fastlstm
