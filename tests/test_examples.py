@@ -1,0 +1,58 @@
+"""The examples, as their users run them, but shorter."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+
+
+def example(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"example_{name}", EXAMPLES / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def digits() -> ModuleType:
+    for package in ("matplotlib", "safetensors", "sklearn", "tqdm"):
+        pytest.importorskip(package)
+    return example("digits")
+
+
+def test_digits_agrees_with_the_reference_and_writes_its_files(digits, tmp_path, capsys):
+    assert digits.main(epochs=2, folder=tmp_path) == 0
+    said = capsys.readouterr().out
+    assert "FAILED" not in said and said.count("allowed  ok") == 3
+    assert "saved, loaded, predicts the same yes" in said
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "digits.png",
+        "digits.safetensors",
+        "digits_dense.safetensors",
+    }
+    assert (tmp_path / "digits.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_digits_learns(digits):
+    data = digits.load_data("float32")
+    ours = digits.run(digits.functional, data, "float32", epochs=10)
+    assert ours.accuracy >= 0.96
+    assert ours.losses[-1].mean() < 0.1 * ours.losses[0].mean()
+
+
+def test_digits_fails_where_the_two_disagree(digits, tmp_path, monkeypatch, capsys):
+    forward = digits.functional.lstm_forward
+
+    def slightly_wrong(x, weights, **options):
+        y, (h_n, c_n), tape = forward(x, weights, **options)
+        return y, (h_n * (1 + 1e-3), c_n), tape
+
+    monkeypatch.setattr(digits.functional, "lstm_forward", slightly_wrong)
+    assert digits.main(epochs=1, folder=tmp_path) == 1
+    assert "FAILED" in capsys.readouterr().out
