@@ -50,21 +50,21 @@ FASTLSTM_INLINE inline void tile_step(Tile<T, ROWS, NV>& tile, const T* const (&
 
 constexpr int kUnroll = FASTLSTM_TILE_ASM ? 4 : 1;
 
-// tile += a . b over K. Row r of a starts at a[r]; k_stride is 1 where a is stored by rows.
+// tile += a . b over K. Row r of a starts at a[r]; a and b are left behind the last k.
 template <class T, int ROWS, int NV>
-FASTLSTM_INLINE inline void tile_run(Tile<T, ROWS, NV>& tile, int64_t K, const T* (&a)[ROWS], int64_t k_stride,
-                                     const T* b, int64_t panel_stride, int64_t b_stride) {
+FASTLSTM_INLINE inline void tile_run(Tile<T, ROWS, NV>& tile, int64_t K, const T* (&a)[ROWS], const T*& b,
+                                     int64_t panel_stride) {
   const auto advance = [&](int64_t steps) FASTLSTM_INLINE {
-    b += steps * b_stride;
+    b += steps * kPanel<T>;
     unrolled<ROWS>([&](auto r) FASTLSTM_INLINE {
-      a[r] += steps * k_stride;
+      a[r] += steps;
       asm("" : "+r"(a[r]));  // keeps one register a row: gcc would invent many more, and spill them
     });
   };
   int64_t k = 0;
-  if (kUnroll > 1 && k_stride == 1) {
+  if (kUnroll > 1) {
     for (; k + kUnroll <= K; k += kUnroll) {
-      unrolled<kUnroll>([&](auto u) FASTLSTM_INLINE { tile_step(tile, a, u, b + u * b_stride, panel_stride); });
+      unrolled<kUnroll>([&](auto u) FASTLSTM_INLINE { tile_step(tile, a, u, b + u * kPanel<T>, panel_stride); });
       advance(kUnroll);
     }
   }
@@ -75,27 +75,39 @@ FASTLSTM_INLINE inline void tile_run(Tile<T, ROWS, NV>& tile, int64_t K, const T
   }
 }
 
-// ROWS rows by PANELS neighbouring panels of a Product.
+// ROWS rows by PANELS neighbouring panels of a Product. What the chains before have summed waits in c.
 template <class T, int ROWS, int PANELS>
 __attribute__((noinline)) void product_tile(const Product<T>& p, int64_t row, int64_t panel) {
   using Sums = Tile<T, ROWS, PANELS * NR>;
   const int64_t column = panel * kPanel<T>;
   Sums tile;
-  const T* start = p.start + row * p.start_stride + column;
-  if (p.start && !p.start_last) {
+  const T* before = p.start ? p.start + row * p.start_stride + column : nullptr;
+  int64_t before_stride = p.start_stride;
+  if (before && !p.start_last) {
     Sums::each([&](auto r, auto j)
-                   FASTLSTM_INLINE { tile.sum[r][j] = load(start + r * p.start_stride + j * kLanes<T>); });
+                   FASTLSTM_INLINE { tile.sum[r][j] = load(before + r * before_stride + j * kLanes<T>); });
+    before = nullptr;
   } else {
     Sums::each([&](auto r, auto j) FASTLSTM_INLINE { tile.sum[r][j] = Vec<T>{}; });
   }
   const T* a[ROWS];
   unrolled<ROWS>([&](auto r) FASTLSTM_INLINE { a[r] = p.a + (row + r) * p.a_stride; });
-  tile_run(tile, p.K, a, 1, p.panels + panel * p.panel_stride, p.panel_stride, kPanel<T>);
-  T* c = p.c + row * p.c_stride + column;
-  if (p.start && p.start_last)
-    Sums::each([&](auto r, auto j)
-                   FASTLSTM_INLINE { tile.sum[r][j] += load(start + r * p.start_stride + j * kLanes<T>); });
-  Sums::each([&](auto r, auto j) FASTLSTM_INLINE { store(c + r * p.c_stride + j * kLanes<T>, tile.sum[r][j]); });
+  const T* b = p.panels + panel * p.panel_stride;
+  T* const c = p.c + row * p.c_stride + column;
+  int64_t left = p.K, chain = p.K_first > 0 ? p.K_first : p.K;
+  for (;;) {
+    const int64_t K = chain < left ? chain : left;
+    tile_run(tile, K, a, b, p.panel_stride);
+    if (before)
+      Sums::each([&](auto r, auto j)
+                     FASTLSTM_INLINE { tile.sum[r][j] += load(before + r * before_stride + j * kLanes<T>); });
+    Sums::each([&](auto r, auto j) FASTLSTM_INLINE { store(c + r * p.c_stride + j * kLanes<T>, tile.sum[r][j]); });
+    if ((left -= K) == 0) return;
+    Sums::each([&](auto r, auto j) FASTLSTM_INLINE { tile.sum[r][j] = Vec<T>{}; });
+    before = c;
+    before_stride = p.c_stride;
+    chain = p.K_chain;
+  }
 }
 
 template <class T, int PANELS>
@@ -118,7 +130,7 @@ inline void product_rows(const Product<T>& p, int rows, int64_t row, int64_t pan
 
 // Few rows leave few chains: then several panels side by side keep the multipliers busy (8 or more sums in flight).
 template <class T>
-void product_chain(const Product<T>& p) {
+void product_block(const Product<T>& p) {
   int64_t panel = p.panel_begin;
   if (p.rows == 1) {
     constexpr int WIDE = 8 / NR;
@@ -141,17 +153,21 @@ void product_chain(const Product<T>& p) {
   }
 }
 
+// Long products go block by block, so that the rows of a stay in the second cache while all panels pass. A block ends where
+// a chain does.
 template <class T>
 void product(const Product<T>& whole) {
+  constexpr int64_t BLOCK = 1024;
   Product<T> p = whole;
-  int64_t chain = whole.K_first > 0 ? whole.K_first : whole.K;
-  for (int64_t left = whole.K;; chain = whole.K_block) {
-    p.K = chain < left ? chain : left;
-    product_chain(p);
+  int64_t block = whole.K_first + BLOCK;
+  for (int64_t left = whole.K;; block = BLOCK) {
+    p.K = block < left && whole.K_first > 0 ? block : left;
+    product_block(p);
     left -= p.K;
     if (left == 0) return;
     p.a += p.K;
     p.panels += p.K * kPanel<T>;
+    p.K_first = p.K_chain;
     p.start = p.c;
     p.start_stride = p.c_stride;
     p.start_last = true;
@@ -180,7 +196,7 @@ __attribute__((noinline)) void outer_tile(int64_t rows, const T* a, const T* b, 
 // and where they come from each lies on a page of its own.
 template <class T>
 void outer_sum(const OuterSum<T>& s) {
-  constexpr int64_t ROWS = 16384 / (kPanel<T> * int64_t(sizeof(T)));
+  constexpr int64_t ROWS = 8192 / (kPanel<T> * int64_t(sizeof(T)));
   alignas(64) T b[ROWS * kPanel<T>];
   const int64_t tiles = (s.columns_a + MR - 1) / MR;
   for (int64_t first = 0; first < s.rows; first += ROWS) {

@@ -7,12 +7,12 @@
 namespace fastlstm {
 
 // c [rows, columns of the panels] = start + a [rows, K] . panels, as a sum of chains of fused multiply-adds with k ascending:
-// one of K_first terms, then of K_block each. Short chains are more exact; which terms share one never depends on the split
+// one of K_first terms, then of K_chain each. Short chains are more exact; which terms share one never depends on the split
 // of the work.
 template <class T>
 struct Product {
   int64_t rows, K;
-  int64_t K_first, K_block;  // both 0: one chain
+  int64_t K_first, K_chain;  // both 0: one chain
   const T* a;                // [rows, K], rows a_stride apart
   int64_t a_stride;
   const T* panels;  // [panel_end][K][panel], panels panel_stride apart

@@ -58,7 +58,6 @@ class Backward {
       const int64_t buffer = int64_t(i % 2) * chunk_rows_;
       recur(me, chunks_[i], buffer);
       if (args_.dw_x) pack_operands(me, chunks_[i], buffer);
-      if (me.rank == 0) interrupt_.check();
       barrier_.wait(me.rank);
       if (interrupt_.stopped()) return;
       add_weight_gradients(me, chunks_[i], buffer);
@@ -143,6 +142,8 @@ class Backward {
       for (int64_t part = 0; part < parts; ++part) {
         const Range local = share(count, parts, part), rows{me.rows.begin + local.begin, me.rows.begin + local.end};
         cell(me, rows, s, base);
+        if (me.rank == 0) interrupt_.worked(3 * rows.size() * me.blocks.size() * 4 * layout_.lanes * layout_.depth);
+        if (interrupt_.stopped()) return;
         if (plan_.unit_groups == 1) recurrent_product(me, rows, base);
       }
       if (plan_.unit_groups == 1) continue;
@@ -220,7 +221,7 @@ class Backward {
     Product<T> p{};
     p.rows = rows;
     p.K = layout_.columns;
-    p.K_first = p.K_block = kChain;
+    p.K_first = p.K_chain = kChain;
     p.a = d_pre(buffer_row);
     p.a_stride = layout_.d_pre_stride;
     p.panels = panels.data();

@@ -111,7 +111,7 @@ class Forward {
       if (hoisted() && s % plan_.hoisted_steps == 0) project_inputs(g, me, rows, s);
       step(g, me, rows, s);
       if ((s + 1) % plan_.hoisted_steps == 0) load_inputs(g, me, rows, s + 1);
-      if (me.leads && s % 16 == 15) interrupt_.check();
+      if (me.leads) interrupt_.worked(rows.size() * me.blocks.size() * 4 * layout_.lanes * layout_.depth);
       if (interrupt_.stopped()) return;
       if (plan_.unit_groups > 1) g.barrier.wait(me.index);
     }
@@ -159,13 +159,14 @@ class Forward {
   }
 
   bool joined() const { return shape_.I <= kJoinedInputs; }
+  bool chained() const { return shape_.I <= kChainedInputs; }
 
   // b + x . W, operands from x on.
   Product<T> input_product(int64_t rows, const T* operands) const {
     Product<T> p{};
     p.rows = rows;
     p.K = shape_.I;
-    p.K_first = p.K_block = kChain;
+    p.K_first = p.K_chain = kChain;
     p.a = operands + layout_.x_offset;
     p.a_stride = layout_.operand_stride;
     p.panels = panels_.gates.data();
@@ -179,7 +180,7 @@ class Forward {
     Product<T> p = input_product(rows, operands);
     if (with_inputs) {
       p.K = layout_.depth;
-      p.K_first = shape_.I + kChain;
+      p.K_first = shape_.I + (chained() ? kChain : 0);
     } else {
       p.K = shape_.output();
       p.a = operands + layout_.h_offset;
@@ -216,7 +217,7 @@ class Forward {
     if (hoisted()) {
       k.gates.start = g.pre.data() + (s % plan_.hoisted_steps * g.capacity + row - origin) * layout_.columns;
       k.gates.start_stride = layout_.columns;
-      k.gates.start_last = !joined();
+      k.gates.start_last = !chained();
     } else if (!joined()) {
       k.inputs = input_product(rows.size(), now);
     }

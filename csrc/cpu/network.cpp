@@ -1,5 +1,7 @@
 #include "network.h"
 
+#include <algorithm>
+
 #include "plan.h"
 
 namespace fastlstm {
@@ -36,6 +38,8 @@ template <class T>
 void apply_dropout(const Dropout& dropout, Sequence<T> y, int64_t T_, int64_t B, int64_t layer, int64_t directions,
                    int64_t n, int threads) {
   const uint64_t threshold = dropout.threshold();
+  constexpr int64_t kWorthSharing = 64 * 1024;
+  threads = T_ * B * directions * n < kWorthSharing ? 1 : int(std::min<int64_t>(threads, T_));
   const T scale = dropout.p < 1 ? T(1) / T(1 - dropout.p) : T(0);
   run_team(threads, [&](int rank) {
     const Range steps = share(T_, threads, rank);

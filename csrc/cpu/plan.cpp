@@ -42,7 +42,7 @@ Plan plan_forward(const Shape& shape, const Layout& layout, int64_t element_byte
   Plan plan = split(shape, layout, element_bytes, threads);
   // A handful of rows is bound by reading the weights once per step: reading W once per many steps halves that.
   constexpr int64_t kFewRows = 3, kHoistedRows = 48;
-  if (shape.B <= kFewRows && shape.T > 1 && plan.row_groups == 1)
+  if (shape.B > 0 && shape.B <= kFewRows && shape.T > 1 && plan.row_groups == 1)
     plan.hoisted_steps = std::min(shape.T, std::max<int64_t>(1, kHoistedRows / shape.B));
   return plan;
 }

@@ -29,10 +29,12 @@ struct Plan {
 Plan plan_forward(const Shape& shape, const Layout& layout, int64_t element_bytes, int threads);
 Plan plan_backward(const Shape& shape, const Layout& layout, int64_t element_bytes, int threads);
 
-// Terms of one chain of a long product: a chain's error grows with its length, and a panel's part of it fits the first cache.
-constexpr int64_t kChain = 256;
-// An input of so few columns shares the first chain of h: a chain of its own would cost more than it computes.
-constexpr int64_t kJoinedInputs = 64;
+// Terms of one chain of a long product: its error grows with its length, and each end of a chain costs a little time.
+constexpr int64_t kChain = 128;
+// An input of at most so many columns is a chain of its own in the product of h; of more, a product of its own.
+constexpr int64_t kJoinedInputs = kChain;
+// One of so few shares the first chain of h.
+constexpr int64_t kChainedInputs = 16;
 
 // The rows of group `group`, such that each group has its part of the active steps.
 Range rows_of_group(const Shape& shape, const Timeline& timeline, int groups, int group);

@@ -5,6 +5,9 @@
 #include <sched.h>
 
 #include <algorithm>
+#include <future>
+#include <string>
+#include <system_error>
 #include <thread>
 #include <vector>
 #if defined(__x86_64__)
@@ -63,6 +66,26 @@ void run_rank(int rank, const std::function<void(int)>& body) {
   body(rank);
 }
 
+// Rare and slow, for where OpenMP gives too few: a barrier needs all of its members at once, so none starts before all are there.
+void run_threads(int threads, const std::function<void(int)>& body) {
+  std::promise<bool> start;
+  const std::shared_future<bool> started = start.get_future().share();
+  std::vector<std::thread> others;
+  try {
+    for (int rank = 1; rank < threads; ++rank)
+      others.emplace_back([&, rank] {
+        if (started.get()) run_rank(rank, body);
+      });
+    start.set_value(true);
+    run_rank(0, body);
+  } catch (const std::system_error&) {
+    start.set_value(false);
+    for (auto& other : others) other.join();
+    throw std::runtime_error("cannot start " + std::to_string(threads) + " threads: ask for fewer with threads=");
+  }
+  for (auto& other : others) other.join();
+}
+
 void run_region(int threads, const std::function<void(int)>& body) {
   bool complete = true;  // OpenMP may give fewer threads: in a nested region, under a limit, by its own adjustment
 #pragma omp parallel num_threads(threads)
@@ -72,11 +95,7 @@ void run_region(int threads, const std::function<void(int)>& body) {
     else if (omp_get_thread_num() == 0)
       complete = false;
   }
-  if (complete) return;
-  std::vector<std::thread> others;  // rare and slow, but a barrier needs all of its members at once
-  for (int rank = 1; rank < threads; ++rank) others.emplace_back(run_rank, rank, std::cref(body));
-  run_rank(0, body);
-  for (auto& other : others) other.join();
+  if (!complete) run_threads(threads, body);
 }
 
 int default_threads() { return omp_in_parallel() ? 1 : std::min(omp_get_max_threads(), omp_get_thread_limit()); }
@@ -114,7 +133,7 @@ void run_team(int threads, const std::function<void(int)>& body) {
     run_rank(0, body);
   } else if (g_forked.load()) {
     // A thread made in the child has no record of the parent's team.
-    std::thread([&] { run_region(threads, body); }).join();
+    std::async(std::launch::async, [&] { run_region(threads, body); }).get();
   } else {
     run_region(threads, body);
   }

@@ -16,13 +16,18 @@ const char* openmp_version();  // "201511", or "" where it was compiled without
 class Interrupt {
  public:
   explicit Interrupt(std::function<bool()> poll) : poll_(std::move(poll)) {}
-  void check() {
+  // For the calling thread only, after so many multiply-adds of its own: polls every 0.1 ms or so.
+  void worked(int64_t multiply_adds) {
+    constexpr int64_t kEnough = 4'000'000;
+    if ((since_ += multiply_adds) < kEnough) return;
+    since_ = 0;
     if (poll_ && poll_()) stopped_.store(true, std::memory_order_relaxed);
   }
   bool stopped() const { return stopped_.load(std::memory_order_relaxed); }
 
  private:
   std::function<bool()> poll_;
+  int64_t since_ = 0;
   std::atomic<bool> stopped_{false};
 };
 

@@ -1,8 +1,7 @@
 // From what the caller says of the batch (lengths, mask, reset) to the walk of each direction.
 #pragma once
-#include <vector>
-
 #include "../layer.h"
+#include "workspace.h"
 
 namespace fastlstm {
 
@@ -22,8 +21,8 @@ class Timelines {
   void sort_rows(int64_t T, int64_t B, const StepMarks& marks);
   void set_flags(int64_t T, int64_t B, const StepMarks& marks, int64_t d);
 
-  std::vector<int64_t> order_, end_, active_[2];
-  std::vector<uint8_t> flags_[2];
+  Buffer<int64_t> order_, end_, active_[2];
+  Buffer<uint8_t> flags_[2];
   Timeline walks_[2];
 };
 

@@ -34,7 +34,6 @@ py::array contiguous(const py::array& array) {
 // The first and the last byte of an array, whatever the signs of its strides.
 std::pair<const char*, const char*> byte_range(const py::array& array) {
   const char *low = static_cast<const char*>(array.data()), *high = low + array.itemsize();
-  if (array.size() == 0) return {low, low};
   for (py::ssize_t axis = 0; axis < array.ndim(); ++axis) {
     const py::ssize_t reach = (array.shape(axis) - 1) * array.strides(axis);
     (reach < 0 ? low : high) += reach;
@@ -43,6 +42,7 @@ std::pair<const char*, const char*> byte_range(const py::array& array) {
 }
 
 bool overlap(const py::array& a, const py::array& b) {
+  if (a.size() == 0 || b.size() == 0) return false;
   const auto [a_low, a_high] = byte_range(a);
   const auto [b_low, b_high] = byte_range(b);
   return a_low < b_high && b_low < a_high;
@@ -155,9 +155,20 @@ Sequence<T> sequence_output(py::array& array, const SequenceLayout& layout, int6
   return {data, layout.B * n, n};
 }
 
+// NumPy names the size that it cannot have, but not the one that overflows.
+template <class T>
+py::array new_array(const std::vector<int64_t>& shape) {
+  int64_t bytes = sizeof(T);
+  for (int64_t size : shape)
+    if (size > 0 && __builtin_mul_overflow(bytes, size, &bytes))
+      throw py::value_error("the arguments ask for an array of shape " + shape_text(shape) +
+                            ": expected fewer than 2**63 bytes");
+  return py::array_t<T>(shape);
+}
+
 template <class T>
 py::array new_sequence(const SequenceLayout& layout, int64_t n) {
-  return py::array_t<T>(layout.shape(n));
+  return new_array<T>(layout.shape(n));
 }
 
 std::vector<int64_t> state_shape(int64_t layers, const SequenceLayout& layout, int64_t n) {
@@ -178,7 +189,7 @@ StateInput<T> state_input(py::handle object, const std::string& name, int64_t la
 
 template <class T>
 py::array new_state(int64_t layers, const SequenceLayout& layout, int64_t n) {
-  return py::array_t<T>(state_shape(layers, layout, n));
+  return new_array<T>(state_shape(layers, layout, n));
 }
 
 std::pair<py::object, py::object> state_pair(py::handle object, const std::string& name) {
@@ -205,42 +216,59 @@ py::array output_argument(py::handle object, const SequenceLayout& layout, int64
   return out;
 }
 
-std::vector<uint8_t> marks(py::handle object, const std::string& name, const SequenceLayout& layout) {
+Buffer<uint8_t> marks(py::handle object, const std::string& name, const SequenceLayout& layout) {
   if (object.is_none()) return {};
   const py::array array = as_array(object, name);
   const char kind = array.dtype().kind();
   if (kind != 'b' && kind != 'i' && kind != 'u' && kind != 'f')
     throw py::type_error(name + " has dtype " + dtype_text(array) + ": expected booleans, or numbers 0 and 1");
   expect_shape(array, name, layout.shape(-1));
-  const auto values = py::array_t<double, py::array::c_style | py::array::forcecast>::ensure(array);
-  std::vector<uint8_t> result(std::size_t(layout.T * layout.B) + 1);  // never empty: empty means not given
-  const double* at = values.data();
+  Buffer<uint8_t> result(size_product(layout.T, layout.B));
   const bool swapped = layout.batched && layout.batch_first;
-  for (int64_t i = 0; i < (swapped ? layout.B : layout.T); ++i)
-    for (int64_t j = 0; j < (swapped ? layout.T : layout.B); ++j, ++at) {
-      if (*at != 0 && *at != 1) {
-        std::ostringstream text;
-        text << name << " contains " << *at << ": expected booleans, or numbers 0 and 1";
-        throw py::value_error(text.str());
+  const auto fill = [&](const auto* at, auto refuse) {
+    for (int64_t i = 0; i < (swapped ? layout.B : layout.T); ++i)
+      for (int64_t j = 0; j < (swapped ? layout.T : layout.B); ++j, ++at) {
+        if (*at != 0 && *at != 1) refuse(*at);
+        result.data()[swapped ? j * layout.B + i : i * layout.B + j] = *at == 1;
       }
-      result[std::size_t(swapped ? j * layout.B + i : i * layout.B + j)] = *at == 1;
-    }
+  };
+  if (kind == 'b') {
+    const py::array_t<bool, py::array::c_style> values(array);
+    fill(reinterpret_cast<const uint8_t*>(values.data()), [](uint8_t) {});
+  } else {
+    const py::array_t<double, py::array::c_style | py::array::forcecast> values(array);
+    fill(values.data(), [&](double value) {
+      std::ostringstream text;
+      text << name << " contains " << value << ": expected booleans, or numbers 0 and 1";
+      throw py::value_error(text.str());
+    });
+  }
   return result;
 }
 
-std::optional<std::vector<int64_t>> lengths_argument(py::handle object, const SequenceLayout& layout) {
-  if (object.is_none()) return std::nullopt;
+Buffer<int64_t> lengths_argument(py::handle object, const SequenceLayout& layout) {
+  if (object.is_none()) return {};
   const py::array array = as_array(object, "lengths");
   const char kind = array.dtype().kind();
-  if (kind != 'i' && kind != 'u' && array.size() > 0)
+  const bool empty_list = array.size() == 0 && kind == 'f';  // NumPy makes floats of []
+  if (kind != 'i' && kind != 'u' && !empty_list)
     throw py::type_error("lengths has dtype " + dtype_text(array) + ": expected integers");
   expect_shape(array, "lengths", layout.batched ? std::vector<int64_t>{layout.B} : std::vector<int64_t>{});
-  const auto values = py::array_t<int64_t, py::array::c_style | py::array::forcecast>::ensure(array);
-  std::vector<int64_t> lengths(values.data(), values.data() + values.size());
-  for (std::size_t b = 0; b < lengths.size(); ++b)
-    if (lengths[b] < 0 || lengths[b] > layout.T)
-      throw py::value_error("lengths[" + std::to_string(b) + "] is " + std::to_string(lengths[b]) +
-                            ": expected 0 <= length <= T = " + std::to_string(layout.T));
+  Buffer<int64_t> lengths(layout.B);
+  const auto fill = [&](const auto* values) {
+    for (int64_t b = 0; b < layout.B; ++b) {
+      const auto length = values[b];
+      if (length < 0 || (length > 0 && uint64_t(length) > uint64_t(layout.T)))
+        throw py::value_error("lengths[" + std::to_string(b) + "] is " + std::to_string(length) +
+                              ": expected 0 <= length <= T = " + std::to_string(layout.T));
+      lengths.data()[b] = int64_t(length);
+    }
+  };
+  constexpr int kContiguous = py::array::c_style | py::array::forcecast;
+  if (kind == 'u')
+    fill(py::array_t<uint64_t, kContiguous>(array).data());
+  else
+    fill(py::array_t<int64_t, kContiguous>(array).data());
   return lengths;
 }
 
@@ -248,9 +276,11 @@ int threads_argument(py::handle object) {
   if (object.is_none()) return 0;
   if (py::isinstance<py::bool_>(object) || !PyIndex_Check(object.ptr()))
     throw py::type_error("threads is a " + type_text(object) + ": expected a positive integer");
-  const long long threads = py::int_(py::reinterpret_borrow<py::object>(object)).cast<long long>();
-  if (threads < 1 || threads > 4096)
-    throw py::value_error("threads is " + std::to_string(threads) + ": expected 1 <= threads <= 4096");
+  const py::int_ number(py::reinterpret_borrow<py::object>(object));
+  int overflow = 0;
+  const long long threads = PyLong_AsLongLongAndOverflow(number.ptr(), &overflow);
+  if (overflow || threads < 1 || threads > 4096)
+    throw py::value_error("threads is " + py::str(number).cast<std::string>() + ": expected 1 <= threads <= 4096");
   return int(threads);
 }
 

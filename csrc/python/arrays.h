@@ -4,11 +4,11 @@
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 
-#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
 
+#include "../cpu/workspace.h"
 #include "../layer.h"
 
 namespace fastlstm {
@@ -80,11 +80,11 @@ template <class T>
 py::array output_argument(py::handle object, const SequenceLayout& layout, int64_t n,
                           const std::vector<std::pair<std::string, py::array>>& inputs);
 
-// [T,B] time-major 0/1 of a mask or reset; empty where None was given.
-std::vector<uint8_t> marks(py::handle object, const std::string& name, const SequenceLayout& layout);
+// [T,B] time-major 0/1 of a mask or reset; no buffer where None was given.
+Buffer<uint8_t> marks(py::handle object, const std::string& name, const SequenceLayout& layout);
 
-// [B]; empty optional where None was given.
-std::optional<std::vector<int64_t>> lengths_argument(py::handle object, const SequenceLayout& layout);
+// [B]; no buffer where None was given.
+Buffer<int64_t> lengths_argument(py::handle object, const SequenceLayout& layout);
 
 // 0 (use the default) for None.
 int threads_argument(py::handle object);

@@ -60,7 +60,9 @@ class Weights {
           int64_t proj_size, bool bias)
       : isa_(active_isa()), bias_(bias) {
     const std::size_t each = 2 + (bias ? 2 : 0) + (proj_size > 0 ? 1 : 0);
-    const bool sizes = input_size > 0 && hidden_size > 0 && num_layers > 0 && proj_size >= 0;
+    const auto sane = [](int64_t size) { return size > 0 && size < (int64_t(1) << 31); };
+    const bool sizes =
+        sane(input_size) && sane(hidden_size) && sane(num_layers) && proj_size >= 0 && proj_size < hidden_size;
     if (!sizes || (num_directions != 1 && num_directions != 2) ||
         arrays.size() != each * std::size_t(num_layers * num_directions))
       throw py::value_error("weights: expected positive sizes, 1 or 2 directions and " + std::to_string(each) +
@@ -189,9 +191,9 @@ py::tuple forward_of(const std::shared_ptr<const Network<T>>& network, bool bias
     cells = array;
   }
   StepMarks step_marks;
-  step_marks.lengths = lengths ? lengths->data() : nullptr;
-  step_marks.mask = mask.empty() ? nullptr : mask.data();
-  step_marks.reset = reset.empty() ? nullptr : reset.data();
+  step_marks.lengths = lengths.data();
+  step_marks.mask = mask.data();
+  step_marks.reset = reset.data();
   step_marks.repeat = options.repeat;
 
   Tape::Of<T> kept{network, {}};
@@ -263,7 +265,7 @@ py::array activation(const std::string& name, py::handle object) {
   const py::array x = numpy_array(object, "x");
   return with_element(x, "x", [&](auto element) -> py::array {
     using T = typename decltype(element)::type;
-    const auto flat = py::array_t<T, py::array::c_style>::ensure(x);
+    const py::array_t<T, py::array::c_style> flat(x);
     py::array_t<T> y(std::vector<py::ssize_t>(flat.shape(), flat.shape() + flat.ndim()));
     const Kernels<T>& kernels = active_kernels<T>();
     if (name != "sigmoid" && name != "tanh")

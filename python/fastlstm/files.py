@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,19 +17,18 @@ FORMAT_VERSION = 1
 
 def write(path: str | os.PathLike[str], arguments: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
     """Write the file, or leave what was there untouched."""
-    from safetensors.numpy import save_file
+    from safetensors.numpy import save
 
     path = Path(path)
     # safetensors.numpy writes the memory of a strided array as if it were contiguous, and says nothing.
     contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
     metadata = {"format": "fastlstm", "format_version": str(FORMAT_VERSION), "arguments": json.dumps(dict(arguments))}
-    descriptor, draft = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".draft")
-    os.close(descriptor)
+    draft = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}.draft")
     try:
-        save_file(contiguous, draft, metadata)
+        draft.write_bytes(save(contiguous, metadata))  # save_file would let nobody else read it
         os.replace(draft, path)
     except BaseException:
-        os.unlink(draft)
+        draft.unlink(missing_ok=True)
         raise
 
 

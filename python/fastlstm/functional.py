@@ -6,7 +6,6 @@ H hidden, P projection, D directions, L layers; Hout = P if there is a projectio
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -106,11 +105,14 @@ def lstm_forward(
     packed = weights if isinstance(weights, PackedWeights) else PackedWeights.of(weights)
     if masked_output not in ("zero", "repeat"):
         raise ValueError(f"masked_output is {masked_output!r}, expected 'zero' or 'repeat'")
-    seed = 0
+    for name, flag in (("batch_first", batch_first), ("return_cells", return_cells), ("training", training)):
+        if not isinstance(flag, (bool, np.bool_)):
+            raise TypeError(f"{name} is {flag!r}, a {type(flag).__qualname__}: expected True or False")
+    dropout, seed = check_dropout(dropout), 0
     if training and dropout and packed.spec.num_layers > 1:
-        if dropout_seed is None:
-            raise ValueError(f"dropout is {dropout}, but dropout_seed is None: expected an integer from 0 to 2**64 - 1")
-        seed = _seed(dropout_seed)
+        seed = -1 if dropout_seed is None else _integer("dropout_seed", dropout_seed)
+        if not 0 <= seed < 2**64:
+            raise ValueError(f"dropout_seed is {dropout_seed}, expected an integer from 0 to 2**64 - 1")
     y, (h_n, c_n), cells, tape = _core.forward(
         packed.native,
         x,
@@ -124,7 +126,7 @@ def lstm_forward(
         training,
         dropout,
         seed,
-        dropout_call & 0xFFFFFFFF,
+        _integer("dropout_call", dropout_call) & 0xFFFFFFFF,
         threads,
         out,
     )
@@ -157,8 +159,16 @@ def lstm_backward(
     return Gradients(dx, dstate0, dict(zip(tape.spec.shapes(), dweights, strict=True)))
 
 
-def _seed(dropout_seed: int) -> int:
-    seed = operator.index(dropout_seed)
-    if not 0 <= seed < 2**64:
-        raise ValueError(f"dropout_seed is {seed}, expected an integer from 0 to 2**64 - 1")
-    return seed
+def check_dropout(dropout: float) -> float:
+    """`dropout` as a float; raises TypeError or ValueError unless it is a number from 0 to 1."""
+    if not isinstance(dropout, (int, float, np.floating)) or isinstance(dropout, bool):
+        raise TypeError(f"dropout is {dropout!r}, expected a number from 0 to 1")
+    if not 0 <= dropout <= 1:
+        raise ValueError(f"dropout is {dropout}, expected a number from 0 to 1")
+    return float(dropout)
+
+
+def _integer(name: str, number: object) -> int:
+    if not isinstance(number, (int, np.integer)):
+        raise TypeError(f"{name} is {number!r}, expected an integer")
+    return int(number)

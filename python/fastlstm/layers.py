@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from . import _core
-from .functional import PackedWeights, Tape, lstm_backward, lstm_forward
+from .functional import PackedWeights, Tape, check_dropout, lstm_backward, lstm_forward
 from .gradients import Gradients
 from .weights import WeightSpec, check_array, check_weights, initial_weights
 
@@ -29,17 +29,20 @@ class LSTMWeights(MutableMapping[str, np.ndarray]):
     def __init__(self, arrays: dict[str, np.ndarray]) -> None:
         self._arrays = arrays
         self._version = 0
+        for array in arrays.values():
+            array.flags.writeable = False  # of the owner, so that no view of it can be made writable
 
     def __getitem__(self, name: str) -> np.ndarray:
-        view = self._arrays[name].view()
-        view.flags.writeable = False
-        return view
+        return self._arrays[name].view()
 
     def __setitem__(self, name: str, array: np.ndarray) -> None:
         if name not in self._arrays:
             raise KeyError(f"{name!r} is no weight of this LSTM, expected one of {', '.join(self._arrays)}")
         own = self._arrays[name]
-        own[...] = check_array(name, array, own.shape, own.dtype)
+        checked = check_array(name, array, own.shape, own.dtype)
+        own.flags.writeable = True
+        own[...] = checked
+        own.flags.writeable = False
         self._version += 1
 
     def __delitem__(self, name: str) -> None:
@@ -91,7 +94,7 @@ class LSTM:
     ) -> None:
         self.spec = WeightSpec(input_size, hidden_size, num_layers, bias, bidirectional, proj_size)
         self.batch_first = bool(batch_first)
-        self.dropout = _checked_dropout(dropout)
+        self.dropout = check_dropout(dropout)
         self.dtype = np.dtype(dtype)
         if self.dtype not in (np.dtype(np.float32), np.dtype(np.float64)):
             raise TypeError(f"dtype is {self.dtype}, expected float32 or float64")
@@ -305,11 +308,3 @@ class LSTM:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._prepare()
-
-
-def _checked_dropout(dropout: float) -> float:
-    if not isinstance(dropout, (int, float, np.floating)) or isinstance(dropout, bool):
-        raise TypeError(f"dropout is {dropout!r}, expected a number from 0 to 1")
-    if not 0 <= dropout <= 1:
-        raise ValueError(f"dropout is {dropout}, expected a number from 0 to 1")
-    return float(dropout)

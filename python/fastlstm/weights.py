@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+LARGEST = 2**31 - 1  # size; what lies far below needs more memory than there is, but can be multiplied in 64 bits
+
 
 def weight_suffix(layer: int, direction: int) -> str:
     """What the names of one layer's and direction's weights end in: `weight_suffix(1, 1)` is `"_l1_reverse"`."""
@@ -48,6 +50,8 @@ class WeightSpec:
             size = operator.index(size)
             if size < least:
                 raise ValueError(f"{name} is {size}, expected an integer of at least {least}")
+            if size > LARGEST:
+                raise ValueError(f"{name} is {size}, expected an integer of at most {LARGEST}")
             object.__setattr__(self, name, size)
         for name in ("bias", "bidirectional"):
             flag = getattr(self, name)
@@ -105,6 +109,8 @@ class WeightSpec:
         >>> WeightSpec.from_weights({"weight_ih_l0": np.zeros((20, 8)), "weight_hh_l0": np.zeros((20, 5))})
         WeightSpec(input_size=8, hidden_size=5, num_layers=1, bias=False, bidirectional=False, proj_size=0)
         """
+        if not isinstance(weights, Mapping):
+            raise TypeError(f"weights is a {type(weights).__qualname__}, expected a mapping with torch's names")
         if "weight_ih_l0" not in weights:
             names = ", ".join(map(str, weights)) or "none"
             raise ValueError(f"weights has no weight_ih_l0: expected torch's names (weight_ih_l0, ...), got {names}")
