@@ -1,0 +1,47 @@
+"""What every test shares: it runs on each instruction set (`isa`) and in each dtype (`dtype`) that it asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+import fastlstm
+
+CONFIG = fastlstm.build_config()
+RUNNABLE = CONFIG["isa_runnable"]
+PARAMETERS = {"isa": RUNNABLE, "dtype": ["float32", "float64"]}
+
+
+def pytest_report_header() -> list[str]:
+    missing = [isa for isa in CONFIG["isa_compiled"] if isa not in RUNNABLE]
+    threads = f"{CONFIG['num_threads']} threads"
+    return [
+        f"fastlstm {fastlstm.__version__} ({CONFIG['compiler']}, {threads}) from {fastlstm.__path__[0]}",
+        f"instruction sets tested: {', '.join(RUNNABLE)}; cannot run here: {', '.join(missing) or 'none'}",
+    ]
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Ids begin with isa and dtype, as in `test_forward[x86_v3-float32-primes]`; a test's own parameters come after."""
+    own = [mark.args[0] for mark in metafunc.definition.iter_markers("parametrize")]
+    for name, values in PARAMETERS.items():
+        if name in metafunc.fixturenames and not any(name in argnames for argnames in own):
+            metafunc.parametrize(name, values, indirect=name == "isa")
+
+
+@pytest.fixture
+def isa(request: pytest.FixtureRequest, restored_settings: None) -> str:
+    """The instruction set that is active during the test."""
+    fastlstm.set_isa(request.param)
+    return request.param
+
+
+@pytest.fixture(autouse=True)
+def restored_settings() -> Iterator[None]:
+    """No test leaves another number of threads or instruction set behind."""
+    before = fastlstm.get_num_threads(), fastlstm.active_isa()
+    yield
+    fastlstm.set_num_threads(before[0])
+    fastlstm.set_isa(before[1])
