@@ -1,5 +1,6 @@
-// The packed matrix product: register tiles of up to MR rows by NV vectors, one chain of fused multiply-adds per output
-// with k ascending, whatever the tile. That one chain is what makes every split of the work bitwise the same.
+// The packed matrix product: register tiles of up to MR rows by NV vectors. Each output is a sum of chains of fused
+// multiply-adds with k ascending; where a chain ends depends on the sizes of the layer alone, never on the tile, the thread
+// or the batch. That is what makes every split of the work bitwise the same.
 // Included by kernels.cpp inside the namespace of one instruction set.
 
 #define FASTLSTM_INLINE __attribute__((always_inline))
