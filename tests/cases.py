@@ -24,6 +24,8 @@ TOLERANCE = {
     # How far beyond torch's own error: 2.5 ulps of float32. Our tanh is good to 5 ulps, torch's to 1, and a maximum
     # over few numbers is a matter of luck.
     "beyond torch": 3e-7,
+    # x86_v2 has no fused multiply-add: twice the roundings in a product, and a tanh good to 6 ulps.
+    "beyond torch, x86_v2": 4e-7,
 }
 
 

@@ -282,7 +282,7 @@ def test_dropout_is_for_training_only(isa: str, dtype: str) -> None:
 
 def test_dropout_needs_a_seed_where_it_acts() -> None:
     p = make_problem(Case("", DEEP))
-    with pytest.raises(ValueError, match="dropout_seed is None: expected an integer from 0"):
+    with pytest.raises(ValueError, match="dropout_seed is None, expected an integer from 0"):
         functional.lstm_forward(p.x, p.weights, dropout=0.5)
     functional.lstm_forward(p.x, p.weights, dropout=0.5, training=False)
 

@@ -197,7 +197,7 @@ __attribute__((noinline)) void outer_tile(int64_t rows, const T* a, const T* b, 
 // and where they come from each lies on a page of its own.
 template <class T>
 void outer_sum(const OuterSum<T>& s) {
-  constexpr int64_t ROWS = 8192 / (kPanel<T> * int64_t(sizeof(T)));
+  constexpr int64_t ROWS = 128;  // of one chain: 8 KiB of b on AVX2
   alignas(64) T b[ROWS * kPanel<T>];
   const int64_t tiles = (s.columns_a + MR - 1) / MR;
   for (int64_t first = 0; first < s.rows; first += ROWS) {
