@@ -158,7 +158,7 @@ void product_block(const Product<T>& p) {
 // a chain does.
 template <class T>
 void product(const Product<T>& whole) {
-  constexpr int64_t BLOCK = 1024;
+  constexpr int64_t BLOCK = 512;
   Product<T> p = whole;
   int64_t block = whole.K_first + BLOCK;
   for (int64_t left = whole.K;; block = BLOCK) {
@@ -178,7 +178,7 @@ void product(const Product<T>& whole) {
 // MR columns of a by one panel of b: the rows are the long k of this product. Its chain starts at zero and is added to the
 // sum at its end, so that T * B terms become a sum of sums, which is more exact than one chain.
 template <class T>
-__attribute__((noinline)) void outer_tile(int64_t rows, const T* a, const T* b, T* sum, int64_t sum_stride) {
+__attribute__((noinline)) void outer_tile(int64_t rows, const T* a, const T* b, T* sum) {
   using Sums = Tile<T, MR, NR>;
   Sums tile;
   Sums::each([&](auto r, auto j) FASTLSTM_INLINE { tile.sum[r][j] = Vec<T>{}; });
@@ -188,7 +188,7 @@ __attribute__((noinline)) void outer_tile(int64_t rows, const T* a, const T* b, 
     tile_step(tile, at, 0, b, 0);
   }
   Sums::each([&](auto r, auto j) FASTLSTM_INLINE {
-    T* at = sum + r * sum_stride + j * kLanes<T>;
+    T* at = sum + r * kPanel<T> + j * kLanes<T>;
     store(at, load(at) + tile.sum[r][j]);
   });
 }
@@ -212,8 +212,7 @@ void outer_sum(const OuterSum<T>& s) {
           total[j] += v;
         });
       for (int64_t tile = 0; tile < tiles; ++tile)
-        outer_tile(rows, s.a + (tile * s.a_rows + first) * MR, b, s.sum + tile * MR * s.sum_stride + column,
-                   s.sum_stride);
+        outer_tile(rows, s.a + (tile * s.a_rows + first) * MR, b, s.sum + (panel * tiles + tile) * MR * kPanel<T>);
       if (!s.column_sum) continue;
       unrolled<NR>([&](auto j) FASTLSTM_INLINE {
         T* at = s.column_sum + column + j * kLanes<T>;

@@ -72,7 +72,7 @@ struct StepBackward {
   bool repeat;
 };
 
-// sum [columns_a, columns of b] += a^T . b over rows, columns panel * panel_begin .. panel * panel_end of b.
+// sum += a^T . b [columns_a, columns of b] over rows, columns panel * panel_begin .. panel * panel_end of b.
 template <class T>
 struct OuterSum {
   int64_t rows;
@@ -80,8 +80,7 @@ struct OuterSum {
   int64_t columns_a, a_rows;
   const T* b;  // [rows, panels * panel], rows b_stride apart
   int64_t b_stride, panel_begin, panel_end;
-  T* sum;  // [columns_a rounded up to tile_rows, panels * panel], rows sum_stride apart
-  int64_t sum_stride;
+  T* sum;  // [panels][columns_a rounded up to tile_rows][panel]: a tile is one stretch, which the next one follows
   T* column_sum;  // [panels * panel] += sum of b over rows; null: not wanted
 };
 

@@ -272,7 +272,6 @@ class Backward {
     sum.panel_begin = panels.begin;
     sum.panel_end = panels.end;
     sum.sum = sum_.data();
-    sum.sum_stride = layout_.columns;
     sum.column_sum = db_.data();
     panels_.kernels.outer_sum(sum);
     if (shape_.P == 0) return;
@@ -285,7 +284,6 @@ class Backward {
     sum.panel_begin = outputs.begin;
     sum.panel_end = outputs.end;
     sum.sum = dw_p_.data();
-    sum.sum_stride = layout_.output_padded;
     sum.column_sum = nullptr;
     panels_.kernels.outer_sum(sum);
   }
@@ -333,19 +331,22 @@ class Backward {
     }
   }
 
-  // From [depth, blocked columns] to the shapes of the weights, each member some blocks.
+  // From panels of blocked columns to the shapes of the weights, each member some blocks.
   void store_weight_gradients(const Member& me) const {
-    const int64_t H = shape_.H, L = layout_.lanes, C = layout_.columns, n = shape_.output();
+    const int64_t H = shape_.H, L = layout_.lanes, W = layout_.panel, n = shape_.output();
+    const int64_t tile = panels_.kernels.tile_rows, depth = round_up(layout_.depth, tile);
     const Range blocks = share(layout_.blocks, threads(), me.rank);
     const auto transpose = panels_.kernels.transpose;
     for (int64_t block = blocks.begin; block < blocks.end; ++block)
       for (int64_t gate = 0; gate < 4; ++gate) {
         const int64_t row = gate * H + block * L, column = (block * 4 + gate) * L, units = std::min(L, H - block * L);
-        transpose(sum_.data() + column, C, shape_.I, units, args_.dw_x + row * shape_.I, shape_.I);
-        transpose(sum_.data() + shape_.I * C + column, C, n, units, args_.dw_h + row * n, n);
+        const T* from = sum_.data() + column / W * depth * W + column % W;
+        transpose(from, W, shape_.I, units, args_.dw_x + row * shape_.I, shape_.I);
+        transpose(from + shape_.I * W, W, n, units, args_.dw_h + row * n, n);
         if (args_.db) std::copy_n(db_.data() + column, units, args_.db + row);
       }
-    if (shape_.P > 0 && me.rank == 0) transpose(dw_p_.data(), layout_.output_padded, H, shape_.P, args_.dw_p, H);
+    for (int64_t p = 0; p < shape_.P && me.rank == 0; p += W)
+      transpose(dw_p_.data() + p * round_up(H, tile), W, H, std::min(W, shape_.P - p), args_.dw_p + p * H, H);
   }
 
   const Panels<T>& panels_;
@@ -365,7 +366,7 @@ class Backward {
   Buffer<T> d_pre_;    // [2, chunk rows, d_pre_stride]
   Buffer<T> operands_, packed_m_;  // [2][columns / tile_rows, chunk rows, tile_rows] of [x | h] and of m
   Buffer<T> dx_;                   // [threads, kDxRows, input_padded]
-  Buffer<T> sum_, db_, dw_p_;      // [depth, columns], [columns], [H, output_padded]
+  Buffer<T> sum_, db_, dw_p_;      // as OuterSum::sum, column_sum; of m with projection
   Buffer<T> dm_, m_, dh_out_;  // with projection: [B, units], [2, chunk rows, units], [2, chunk rows, output_padded]
 };
 
