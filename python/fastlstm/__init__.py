@@ -1,4 +1,4 @@
-"""The fastest LSTM there is, forward and backward on NumPy arrays, from C++ kernels and without a framework."""
+"""An LSTM on NumPy arrays, forward and backward, from C++ kernels and without a framework."""
 
 from ._core import __version__
 from .config import active_isa, build_config, get_num_threads, set_isa, set_num_threads
