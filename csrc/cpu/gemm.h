@@ -51,10 +51,16 @@ FASTLSTM_INLINE inline void tile_step(Tile<T, ROWS, NV>& tile, const T* const (&
 
 constexpr int kUnroll = FASTLSTM_TILE_ASM ? 4 : 1;
 
-// tile += a . b over K. Row r of a starts at a[r]; a and b are left behind the last k.
+// Each tile asks for one of every four lines of the next panel, so that four tiles of rows fetch it whole: what the hardware
+// fetches by itself ends with every page. Worth an instruction only where a round of the loop reads four lines.
+constexpr int64_t kLine = 64;
+template <class T>
+constexpr bool kPrefetches = kPanel<T> * sizeof(T) * kUnroll >= 4 * kLine;
+
+// tile += a . b over K. Row r of a starts at a[r]; a and b are left behind the last k. What lies `ahead` of b is prefetched.
 template <class T, int ROWS, int NV>
 FASTLSTM_INLINE inline void tile_run(Tile<T, ROWS, NV>& tile, int64_t K, const T* (&a)[ROWS], const T*& b,
-                                     int64_t panel_stride) {
+                                     int64_t panel_stride, int64_t ahead) {
   const auto advance = [&](int64_t steps) FASTLSTM_INLINE {
     b += steps * kPanel<T>;
     unrolled<ROWS>([&](auto r) FASTLSTM_INLINE {
@@ -65,12 +71,14 @@ FASTLSTM_INLINE inline void tile_run(Tile<T, ROWS, NV>& tile, int64_t K, const T
   int64_t k = 0;
   if (kUnroll > 1) {
     for (; k + kUnroll <= K; k += kUnroll) {
+      if (kPrefetches<T>) __builtin_prefetch(b + ahead, 0, 2);
       unrolled<kUnroll>([&](auto u) FASTLSTM_INLINE { tile_step(tile, a, u, b + u * kPanel<T>, panel_stride); });
       advance(kUnroll);
     }
   }
 #pragma GCC unroll 1
   for (; k < K; ++k) {
+    if (kPrefetches<T> && kUnroll == 1) __builtin_prefetch(b + ahead, 0, 2);
     tile_step(tile, a, 0, b, panel_stride);
     advance(1);
   }
@@ -95,10 +103,12 @@ __attribute__((noinline)) void product_tile(const Product<T>& p, int64_t row, in
   unrolled<ROWS>([&](auto r) FASTLSTM_INLINE { a[r] = p.a + (row + r) * p.a_stride; });
   const T* b = p.panels + panel * p.panel_stride;
   T* const c = p.c + row * p.c_stride + column;
+  constexpr int64_t kLineElements = kLine / int64_t(sizeof(T));
+  const int64_t ahead = p.prefetch ? p.panel_stride + row / (MR - 1) % 4 * kLineElements : 0;
   int64_t left = p.K, chain = p.K_first > 0 ? p.K_first : p.K;
   for (;;) {
     const int64_t K = chain < left ? chain : left;
-    tile_run(tile, K, a, b, p.panel_stride);
+    tile_run(tile, K, a, b, p.panel_stride, ahead);
     if (before)
       Sums::each([&](auto r, auto j)
                      FASTLSTM_INLINE { tile.sum[r][j] += load(before + r * before_stride + j * kLanes<T>); });
@@ -176,15 +186,19 @@ void product(const Product<T>& whole) {
 }
 
 // MR columns of a by one panel of b: the rows are the long k of this product. Its chain starts at zero and is added to the
-// sum at its end, so that T * B terms become a sum of sums, which is more exact than one chain.
+// sum at its end, so that T * B terms become a sum of sums, which is more exact than one chain. The next tile's columns,
+// next_a further on, and its sums are on their way meanwhile.
 template <class T>
-__attribute__((noinline)) void outer_tile(int64_t rows, const T* a, const T* b, T* sum) {
+__attribute__((noinline)) void outer_tile(int64_t rows, const T* a, const T* b, T* sum, int64_t next_a) {
   using Sums = Tile<T, MR, NR>;
   Sums tile;
+  for (int64_t i = MR * kPanel<T>; i < 2 * MR * kPanel<T>; i += kLine / int64_t(sizeof(T)))
+    __builtin_prefetch(sum + i, 1, 3);
   Sums::each([&](auto r, auto j) FASTLSTM_INLINE { tile.sum[r][j] = Vec<T>{}; });
   for (int64_t row = 0; row < rows; ++row, a += MR, b += kPanel<T>) {
     const T* at[MR];
     unrolled<MR>([&](auto r) FASTLSTM_INLINE { at[r] = a + r; });
+    __builtin_prefetch(a + next_a, 0, 3);
     tile_step(tile, at, 0, b, 0);
   }
   Sums::each([&](auto r, auto j) FASTLSTM_INLINE {
@@ -212,7 +226,8 @@ void outer_sum(const OuterSum<T>& s) {
           total[j] += v;
         });
       for (int64_t tile = 0; tile < tiles; ++tile)
-        outer_tile(rows, s.a + (tile * s.a_rows + first) * MR, b, s.sum + (panel * tiles + tile) * MR * kPanel<T>);
+        outer_tile(rows, s.a + (tile * s.a_rows + first) * MR, b, s.sum + (panel * tiles + tile) * MR * kPanel<T>,
+                   s.a_rows * MR);
       if (!s.column_sum) continue;
       unrolled<NR>([&](auto j) FASTLSTM_INLINE {
         T* at = s.column_sum + column + j * kLanes<T>;

@@ -18,6 +18,7 @@ struct Product {
   const T* panels;  // [panel_end][K][panel], panels panel_stride apart
   int64_t panel_stride;
   int64_t panel_begin, panel_end;  // columns panel * panel_begin onwards are computed
+  bool prefetch;                   // the panels do not come from a cache of this core
   const T* start;  // [rows, columns], rows start_stride apart (0: one row for all); null: zero; may be c
   int64_t start_stride;
   bool start_last;  // start is added to the first chain instead of beginning it

@@ -226,6 +226,7 @@ class Backward {
     p.a_stride = layout_.d_pre_stride;
     p.panels = panels.data();
     p.panel_stride = layout_.columns * layout_.panel;
+    p.prefetch = plan_.prefetch;
     return p;
   }
 

@@ -172,6 +172,7 @@ class Forward {
     p.panels = panels_.gates.data();
     p.panel_stride = layout_.depth * layout_.panel;
     p.start = panels_.bias.data();
+    p.prefetch = plan_.prefetch;
     return p;
   }
 

@@ -31,6 +31,15 @@ Plan split(const Shape& shape, const Layout& layout, int64_t element_bytes, int 
   return plan;
 }
 
+// Panels from afar are worth more rows at a time, though these then fill the second cache, and worth prefetching: +20-30 % at
+// H = 1024, +5 % at 512; where the core's own cache holds them, prefetching costs some 3 %.
+void prefetch_panels(Plan& plan, int64_t weight_bytes) {
+  constexpr int64_t kNear = 2'500'000;
+  if (weight_bytes / plan.unit_groups <= kNear) return;
+  plan.prefetch = true;
+  plan.row_block = 64;
+}
+
 }  // namespace
 
 Range share(int64_t n, int64_t parts, int64_t part, int64_t grain) {
@@ -40,6 +49,7 @@ Range share(int64_t n, int64_t parts, int64_t part, int64_t grain) {
 
 Plan plan_forward(const Shape& shape, const Layout& layout, int64_t element_bytes, int threads) {
   Plan plan = split(shape, layout, element_bytes, threads);
+  prefetch_panels(plan, layout.columns * layout.depth * element_bytes);
   // A handful of rows is bound by reading the weights once per step: reading W once per many steps halves that.
   constexpr int64_t kFewRows = 3, kHoistedRows = 48;
   if (shape.B > 0 && shape.B <= kFewRows && shape.T > 1 && plan.row_groups == 1)
@@ -50,6 +60,7 @@ Plan plan_forward(const Shape& shape, const Layout& layout, int64_t element_byte
 Plan plan_backward(const Shape& shape, const Layout& layout, int64_t element_bytes, int threads) {
   Plan plan = split(shape, layout, element_bytes, threads);
   plan.row_block = 60;
+  prefetch_panels(plan, layout.columns * layout.depth * element_bytes);
   return plan;
 }
 

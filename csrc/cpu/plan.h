@@ -22,6 +22,7 @@ struct Plan {
   int64_t row_block = 48;  // rows that run through all steps (row groups) or through one step (unit groups) together
   int64_t hoisted_steps =
       1;  // x . W for so many steps at once, before the recurrence; 1: folded into the step's own product
+  bool prefetch = false;  // panels, since a step reads more of them than a core's own cache holds
 
   int threads() const { return row_groups * unit_groups; }
 };
