@@ -294,6 +294,7 @@ def test_one_libgomp_beside_torch(first: str, tmp_path: Path) -> None:
 
 INTERRUPTED = """
 import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores it for what it starts in the background
 
 def interrupted(call, after=0.3):
     # Seconds from Ctrl-C to KeyboardInterrupt

@@ -41,11 +41,17 @@ FASTLSTM_INLINE inline void fma_row(Vec<T> (&sum)[NV], const T* a, const Vec<T> 
 }
 
 // One k of a tile: its rows' elements lie at a[r], its vectors at b + j / NR * panel_stride + j % NR * lanes.
-template <class T, int ROWS, int NV>
-FASTLSTM_INLINE inline void tile_step(Tile<T, ROWS, NV>& tile, const T* const (&a)[ROWS], int64_t k, const T* b,
+template <class T, class W, int ROWS, int NV>
+FASTLSTM_INLINE inline void tile_step(Tile<T, ROWS, NV>& tile, const T* const (&a)[ROWS], int64_t k, const W* b,
                                       int64_t panel_stride) {
   Vec<T> bv[NV];
-  unrolled<NV>([&](auto j) FASTLSTM_INLINE { bv[j] = load(b + j / NR * panel_stride + j % NR * kLanes<T>); });
+  unrolled<NV>([&](auto j) FASTLSTM_INLINE {
+    const W* at = b + j / NR * panel_stride;
+    if constexpr (sizeof(W) == sizeof(T))
+      bv[j] = load(at + j % NR * kLanes<T>);
+    else
+      bv[j] = load_half<T>(at + j % NR / 2 * 2 * kLanes<T>, j % 2);
+  });
   unrolled<ROWS>([&](auto r) FASTLSTM_INLINE { fma_row<T, NV>(tile.sum[r], a[r] + k, bv); });
 }
 
@@ -54,12 +60,12 @@ constexpr int kUnroll = FASTLSTM_TILE_ASM ? 4 : 1;
 // Each tile asks for one of every four lines of the next panel, so that four tiles of rows fetch it whole: what the hardware
 // fetches by itself ends with every page. Worth an instruction only where a round of the loop reads four lines.
 constexpr int64_t kLine = 64;
-template <class T>
-constexpr bool kPrefetches = kPanel<T> * sizeof(T) * kUnroll >= 4 * kLine;
+template <class T, class W>
+constexpr bool kPrefetches = kPanel<T> * int64_t(sizeof(W)) * kUnroll >= 4 * kLine;
 
 // tile += a . b over K. Row r of a starts at a[r]; a and b are left behind the last k. What lies `ahead` of b is prefetched.
-template <class T, int ROWS, int NV>
-FASTLSTM_INLINE inline void tile_run(Tile<T, ROWS, NV>& tile, int64_t K, const T* (&a)[ROWS], const T*& b,
+template <class T, class W, int ROWS, int NV>
+FASTLSTM_INLINE inline void tile_run(Tile<T, ROWS, NV>& tile, int64_t K, const T* (&a)[ROWS], const W*& b,
                                      int64_t panel_stride, int64_t ahead) {
   const auto advance = [&](int64_t steps) FASTLSTM_INLINE {
     b += steps * kPanel<T>;
@@ -71,21 +77,21 @@ FASTLSTM_INLINE inline void tile_run(Tile<T, ROWS, NV>& tile, int64_t K, const T
   int64_t k = 0;
   if (kUnroll > 1) {
     for (; k + kUnroll <= K; k += kUnroll) {
-      if (kPrefetches<T>) __builtin_prefetch(b + ahead, 0, 2);
+      if (kPrefetches<T, W>) __builtin_prefetch(b + ahead, 0, 2);
       unrolled<kUnroll>([&](auto u) FASTLSTM_INLINE { tile_step(tile, a, u, b + u * kPanel<T>, panel_stride); });
       advance(kUnroll);
     }
   }
 #pragma GCC unroll 1
   for (; k < K; ++k) {
-    if (kPrefetches<T> && kUnroll == 1) __builtin_prefetch(b + ahead, 0, 2);
+    if (kPrefetches<T, W> && kUnroll == 1) __builtin_prefetch(b + ahead, 0, 2);
     tile_step(tile, a, 0, b, panel_stride);
     advance(1);
   }
 }
 
 // ROWS rows by PANELS neighbouring panels of a Product. What the chains before have summed waits in c.
-template <class T, int ROWS, int PANELS>
+template <class T, class W, int ROWS, int PANELS>
 __attribute__((noinline)) void product_tile(const Product<T>& p, int64_t row, int64_t panel) {
   using Sums = Tile<T, ROWS, PANELS * NR>;
   const int64_t column = panel * kPanel<T>;
@@ -101,9 +107,9 @@ __attribute__((noinline)) void product_tile(const Product<T>& p, int64_t row, in
   }
   const T* a[ROWS];
   unrolled<ROWS>([&](auto r) FASTLSTM_INLINE { a[r] = p.a + (row + r) * p.a_stride; });
-  const T* b = p.panels + panel * p.panel_stride;
+  const W* b = static_cast<const W*>(p.panels) + panel * p.panel_stride;
   T* const c = p.c + row * p.c_stride + column;
-  constexpr int64_t kLineElements = kLine / int64_t(sizeof(T));
+  constexpr int64_t kLineElements = kLine / int64_t(sizeof(W));
   const int64_t ahead = p.prefetch ? p.panel_stride + row / (MR - 1) % 4 * kLineElements : 0;
   int64_t left = p.K, chain = p.K_first > 0 ? p.K_first : p.K;
   for (;;) {
@@ -121,36 +127,103 @@ __attribute__((noinline)) void product_tile(const Product<T>& p, int64_t row, in
   }
 }
 
-template <class T, int PANELS>
+// The same on whole numbers: each chain of at most 128 terms is exact, then scaled and added to what is before it.
+template <int ROWS, int PANELS>
+__attribute__((noinline)) void product_tile_int8(const Product<float>& p, int64_t row, int64_t panel) {
+  constexpr int NV = PANELS * NR, L = kLanes<float>;
+  const int64_t column = panel * kPanel<float>;
+  const float* before = p.start ? p.start + row * p.start_stride + column : nullptr;
+  int64_t before_stride = p.start_stride;
+  const int16_t* a = p.levels + row * p.levels_stride;
+  const int8_t* b = static_cast<const int8_t*>(p.panels) + panel * p.panel_stride;
+  float* const c = p.c + row * p.c_stride + column;
+  for (int64_t left = p.K; left > 0; left -= p.K_chain) {
+    Integers sum[ROWS][NV] = {};
+    const int64_t pairs = ((left < p.K_chain ? left : p.K_chain) + 1) / 2;
+#pragma GCC unroll 1
+    for (int64_t k = 0; k < pairs; ++k, a += 2, b += 2 * kPanel<float>)
+      unrolled<NV>([&](auto j) FASTLSTM_INLINE {
+        const int8_t* w = b + j / NR * p.panel_stride + j % NR * 2 * L;
+        unrolled<ROWS>([&](auto r)
+                           FASTLSTM_INLINE { sum[r][j] = add_products(sum[r][j], w, a + r * p.levels_stride); });
+      });
+    Tile<float, ROWS, NV>::each([&](auto r, auto j) FASTLSTM_INLINE {
+      const Vec<float> scale = load(p.scales + column + j * L) * broadcast<Vec<float>>(p.level_scales[row + r]);
+      const Vec<float> chain = __builtin_convertvector(sum[r][j], Vec<float>) * scale;
+      store(c + r * p.c_stride + j * L, before ? chain + load(before + r * before_stride + j * L) : chain);
+    });
+    before = c;
+    before_stride = p.c_stride;
+  }
+}
+
+// The rows of a as whole numbers up to 32767, and what one of them is worth. A row that is not finite is worth NaN.
+inline void find_levels(const Product<float>& p) {
+  constexpr int L = kLanes<float>;
+  for (int64_t row = 0; row < p.rows; ++row) {
+    const float* a = p.a + row * p.a_stride;
+    int16_t* levels = p.levels + row * p.levels_stride;
+    Integers most = {};  // of magnitudes as bits, whose order is the same, and NaN's the largest
+    for (int64_t k = 0; k < p.K; k += L) {
+      const Integers bits = (Integers)load(a + k, p.K - k < L ? int(p.K - k) : L) & 0x7fffffff;
+      most = bits > most ? bits : most;
+    }
+    int32_t largest = 0;
+    for (int lane = 0; lane < L; ++lane) largest = most[lane] > largest ? most[lane] : largest;
+    float magnitude;
+    __builtin_memcpy(&magnitude, &largest, 4);
+    const bool finite = largest < 0x7f800000;
+    const float per_level = finite && magnitude >= 1e-30f ? 32767 / magnitude : 0;
+    p.level_scales[row] = finite ? magnitude * (1 / 32767.0f) : __builtin_nanf("");
+    constexpr float kRound = 0x1.8p23f;  // adding it rounds to the nearest whole number, ties to even
+    for (int64_t k = 0; k < p.K; k += L) {
+      const int lanes = p.K - k < L ? int(p.K - k) : L;
+      const Vec<float> x = load(a + k, lanes) * broadcast<Vec<float>>(per_level);
+      const Integers rounded = (Integers)(x + broadcast<Vec<float>>(kRound)) - 0x4b400000;
+      for (int lane = 0; lane < lanes; ++lane) levels[k + lane] = finite ? int16_t(rounded[lane]) : 0;
+    }
+    if (p.K % 2) levels[p.K] = 0;
+  }
+}
+
+template <class T, class W, int ROWS, int PANELS>
+FASTLSTM_INLINE inline void any_tile(const Product<T>& p, int64_t row, int64_t panel) {
+  if constexpr (sizeof(W) == 1)
+    product_tile_int8<ROWS, PANELS>(p, row, panel);
+  else
+    product_tile<T, W, ROWS, PANELS>(p, row, panel);
+}
+
+template <class T, class W, int PANELS>
 inline void product_rows(const Product<T>& p, int rows, int64_t row, int64_t panel) {
   switch (rows) {
     case 1:
-      return product_tile<T, 1, PANELS>(p, row, panel);
+      return any_tile<T, W, 1, PANELS>(p, row, panel);
     case 2:
-      return product_tile<T, 2, PANELS>(p, row, panel);
+      return any_tile<T, W, 2, PANELS>(p, row, panel);
     case 3:
-      return product_tile<T, 3, PANELS>(p, row, panel);
+      return any_tile<T, W, 3, PANELS>(p, row, panel);
     case 4:
-      return product_tile<T, 4, PANELS>(p, row, panel);
+      return any_tile<T, W, 4, PANELS>(p, row, panel);
     case 5:
-      return product_tile<T, 5, PANELS>(p, row, panel);
+      return any_tile<T, W, 5, PANELS>(p, row, panel);
     default:
-      return product_tile<T, 6, PANELS>(p, row, panel);
+      return any_tile<T, W, 6, PANELS>(p, row, panel);
   }
 }
 
 // Few rows leave few chains: then several panels side by side keep the multipliers busy (8 or more sums in flight).
-template <class T>
+template <class T, class W>
 void product_block(const Product<T>& p) {
   int64_t panel = p.panel_begin;
   if (p.rows == 1) {
     constexpr int WIDE = 8 / NR;
-    for (; panel + WIDE <= p.panel_end; panel += WIDE) product_tile<T, 1, WIDE>(p, 0, panel);
+    for (; panel + WIDE <= p.panel_end; panel += WIDE) any_tile<T, W, 1, WIDE>(p, 0, panel);
   } else if (p.rows <= 3) {
     constexpr int WIDE = NR < 4 ? 4 / NR : 1;
     for (; panel + WIDE <= p.panel_end; panel += WIDE) {
-      if (p.rows == 2) product_tile<T, 2, WIDE>(p, 0, panel);
-      if (p.rows == 3) product_tile<T, 3, WIDE>(p, 0, panel);
+      if (p.rows == 2) any_tile<T, W, 2, WIDE>(p, 0, panel);
+      if (p.rows == 3) any_tile<T, W, 3, WIDE>(p, 0, panel);
     }
   }
   const int64_t tiles = (p.rows + MR - 1) / MR;
@@ -158,7 +231,7 @@ void product_block(const Product<T>& p) {
     int64_t row = 0;
     for (int64_t tile = 0; tile < tiles; ++tile) {  // an even split: 13 rows are 5 + 4 + 4, not 6 + 6 + 1
       const int rows = int((p.rows - row + tiles - tile - 1) / (tiles - tile));
-      product_rows<T, 1>(p, rows, row, panel);
+      product_rows<T, W, 1>(p, rows, row, panel);
       row += rows;
     }
   }
@@ -166,23 +239,35 @@ void product_block(const Product<T>& p) {
 
 // Long products go block by block, so that the rows of a stay in the second cache while all panels pass. A block ends where
 // a chain does.
-template <class T>
-void product(const Product<T>& whole) {
+template <class T, class W>
+void product_of(const Product<T>& whole) {
   constexpr int64_t BLOCK = 512;
   Product<T> p = whole;
   int64_t block = whole.K_first + BLOCK;
   for (int64_t left = whole.K;; block = BLOCK) {
     p.K = block < left && whole.K_first > 0 ? block : left;
-    product_block(p);
+    product_block<T, W>(p);
     left -= p.K;
     if (left == 0) return;
     p.a += p.K;
-    p.panels += p.K * kPanel<T>;
+    p.panels = static_cast<const W*>(p.panels) + p.K * kPanel<T>;
     p.K_first = p.K_chain;
     p.start = p.c;
     p.start_stride = p.c_stride;
     p.start_last = true;
   }
+}
+
+template <class T>
+void product(const Product<T>& p) {
+  if constexpr (sizeof(T) == 4) {
+    if (p.storage == Storage::kBfloat16) return product_of<T, Bfloat16>(p);
+    if (p.storage == Storage::kInt8) {
+      if (!p.levels_known) find_levels(p);
+      return product_block<T, int8_t>(p);
+    }
+  }
+  product_of<T, T>(p);
 }
 
 // MR columns of a by one panel of b: the rows are the long k of this product. Its chain starts at zero and is added to the

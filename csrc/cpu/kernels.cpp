@@ -7,7 +7,10 @@
 #include "kernels.h"
 
 #if defined(__x86_64__)
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // gcc 12 warns of its own header
 #include <immintrin.h>
+#pragma GCC diagnostic pop
 #endif
 
 namespace fastlstm::FASTLSTM_ISA {
@@ -63,7 +66,7 @@ void cell_rows_forward(const StepForward<T>& s, int64_t block, const T* stash, i
 }
 
 template <class T>
-void step_forward(const StepForward<T>& s) {
+void step_forward(StepForward<T>& s) {
   constexpr int64_t PANELS = 4 / NR;  // of one block of units
   constexpr int MAX_ROWS = 96;
   alignas(64) T stash[MAX_ROWS * 4 * kLanes<T>];
@@ -84,11 +87,13 @@ void step_forward(const StepForward<T>& s) {
     Product<T> gates = into_stash(s.gates);
     if (s.inputs.K > 0) {
       product(into_stash(s.inputs));
+      s.inputs.levels_known = true;
       gates.start = gates.c;
       gates.start_stride = gates.c_stride;
       gates.start_last = true;
     }
     product(gates);
+    s.gates.levels_known = true;
     for (int64_t i = 0; i < blocks; ++i) cell_rows(s, block + i, stash + i * 4 * kLanes<T>, gates.c_stride);
   }
 }

@@ -6,6 +6,13 @@
 
 namespace fastlstm {
 
+// What the elements of a panel are. Only float32 has others than its own, and only forward.
+enum class Storage : uint8_t {
+  kWhole,     // the element type itself
+  kBfloat16,  // [K][panel / (2 lanes)][lanes][2]: an element of one vector, then of the next
+  kInt8,      // [K / 2][panel][2], times Product::scales
+};
+
 // c [rows, columns of the panels] = start + a [rows, K] . panels, as a sum of chains of fused multiply-adds with k ascending:
 // one of K_first terms, then of K_chain each. Short chains are more exact; which terms share one never depends on the split
 // of the work.
@@ -15,8 +22,15 @@ struct Product {
   int64_t K_first, K_chain;  // both 0: one chain
   const T* a;                // [rows, K], rows a_stride apart
   int64_t a_stride;
-  const T* panels;  // [panel_end][K][panel], panels panel_stride apart
+  Storage storage;
+  const void* panels;  // [panel_end][K][panel] of what storage says, panels panel_stride elements apart
   int64_t panel_stride;
+  // kInt8 alone: a is rounded to 16 bits, and a chain has at most 128 terms, so that it is exact.
+  const T* scales;  // [columns] what a weight of 1 stands for
+  int16_t* levels;  // [rows, K to even] scratch: a as whole numbers, rows levels_stride apart
+  T* level_scales;  // [rows] scratch: what a level of 1 stands for
+  int64_t levels_stride;
+  bool levels_known;               // by an earlier product of the same a
   int64_t panel_begin, panel_end;  // columns panel * panel_begin onwards are computed
   bool prefetch;                   // the panels do not come from a cache of this core
   const T* start;  // [rows, columns], rows start_stride apart (0: one row for all); null: zero; may be c
@@ -89,7 +103,7 @@ template <class T>
 struct Kernels {
   int lanes, panel, tile_rows;
   void (*product)(const Product<T>&);
-  void (*step_forward)(const StepForward<T>&);
+  void (*step_forward)(StepForward<T>&);
   void (*step_backward)(const StepBackward<T>&);
   void (*outer_sum)(const OuterSum<T>&);
   void (*pack_columns)(const T* from, int64_t from_stride, int64_t rows, int64_t columns, T* to, int64_t to_rows);

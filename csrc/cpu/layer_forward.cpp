@@ -10,7 +10,7 @@ namespace fastlstm {
 namespace {
 
 template <class T>
-class Forward {
+class Forward : public LayerPass {
  public:
   Forward(const Panels<T>& panels, const ForwardArgs<T>& args, LayerTape<T>* tape, int threads, Interrupt& interrupt)
       : panels_(panels),
@@ -22,11 +22,18 @@ class Forward {
         interrupt_(interrupt),
         plan_(plan_forward(args.shape, panels.layout, sizeof(T), threads)) {
     for (int i = 0; i < plan_.row_groups; ++i) groups_.push_back(make_group(i));
+    if (panels.storage == Storage::kInt8) {
+      levels_ = Buffer<int16_t>(size_product(plan_.threads(), scratch_rows(), layout_.depth_even));
+      level_scales_ = Buffer<T>(size_product(plan_.threads(), 2, scratch_rows()));
+    }
   }
 
-  int threads() const { return plan_.threads(); }
+  void run() override {
+    run_team(plan_.threads(), [this](int rank) { run_rank(rank); });
+  }
 
-  void run(int rank) {
+ private:
+  void run_rank(int rank) {
     Group& group = *groups_[std::size_t(rank / plan_.unit_groups)];
     const Member me = member(rank);
     const int64_t block = plan_.unit_groups > 1 ? group.rows.size() : plan_.row_block;
@@ -37,7 +44,6 @@ class Forward {
     }
   }
 
- private:
   struct Group {
     Group(int members, const Interrupt& interrupt) : barrier(members, interrupt) {}
     Range rows;
@@ -52,8 +58,10 @@ class Forward {
 
   struct Member {
     int index;
-    bool leads;    // runs on the calling thread, and asks whether to stop
-    Range blocks;  // of units
+    bool leads;       // runs on the calling thread, and asks whether to stop
+    Range blocks;     // of units
+    int16_t* levels;  // scratch of kInt8: of the rows of x, then of h
+    T* level_scales;
   };
 
   std::unique_ptr<Group> make_group(int index) const {
@@ -82,11 +90,15 @@ class Forward {
   }
 
   bool hoisted() const { return plan_.hoisted_steps > 1; }
+  // The most rows of one product.
+  int64_t scratch_rows() const { return std::max(plan_.row_block, plan_.hoisted_steps * shape_.B); }
 
   Member member(int rank) const {
     const int index = rank % plan_.unit_groups;
     const int64_t grain = std::max<int64_t>(1, layout_.panel / layout_.lanes);
-    return {index, rank == 0, share(layout_.blocks, plan_.unit_groups, index, grain)};
+    const Range blocks = share(layout_.blocks, plan_.unit_groups, index, grain);
+    return {index, rank == 0, blocks, levels_.data() + rank * scratch_rows() * layout_.depth_even,
+            level_scales_.data() + rank * 2 * scratch_rows()};
   }
 
   // Row `row` of the operands of step s; the tape holds all rows, a ring only those that run now, from `origin`.
@@ -133,14 +145,19 @@ class Forward {
       T* h = operand(g, first, row, rows.begin) + layout_.h_offset;
       std::fill(h, h + round_up(shape_.output(), layout_.lanes), T(0));
       if (!zero_h) std::copy_n(args_.h0 + b * shape_.output(), shape_.output(), h);
-      for (int64_t unit = 0; unit < layout_.units; ++unit)
-        *state_unit(g, first, row, rows.begin, unit) =
-            args_.c0 && unit < shape_.H ? args_.c0[b * shape_.H + unit] : T(0);
+      for_blocks_of(g, first, row, rows.begin, [&](T* c, int64_t unit, int64_t n) {
+        std::fill_n(c, layout_.lanes, T(0));
+        if (args_.c0) std::copy_n(args_.c0 + b * shape_.H + unit, n, c);
+      });
     }
   }
 
-  T* state_unit(const Group& g, int64_t s, int64_t row, int64_t origin, int64_t unit) const {
-    return state(g, s, row, origin) + unit / layout_.lanes * g.capacity * layout_.lanes + unit % layout_.lanes;
+  // function(c, unit, n) for each block of a row's c before step s: its n units from `unit` on lie at c.
+  template <class Function>
+  void for_blocks_of(const Group& g, int64_t s, int64_t row, int64_t origin, Function function) const {
+    T* c = state(g, s, row, origin);
+    for (int64_t unit = 0; unit < shape_.H; unit += layout_.lanes, c += g.capacity * layout_.lanes)
+      function(c, unit, std::min(layout_.lanes, shape_.H - unit));
   }
 
   // x of the steps of the chunk that starts at s.
@@ -158,34 +175,48 @@ class Forward {
     }
   }
 
-  bool joined() const { return shape_.I <= kJoinedInputs; }
-  bool chained() const { return shape_.I <= kChainedInputs; }
+  // Columns of x and of h that have scales of their own are products of their own.
+  bool joined() const { return shape_.I <= kJoinedInputs && panels_.storage != Storage::kInt8; }
+  bool chained() const { return shape_.I <= kChainedInputs && panels_.storage != Storage::kInt8; }
 
   // b + x . W, operands from x on.
-  Product<T> input_product(int64_t rows, const T* operands) const {
+  Product<T> input_product(const Member& me, int64_t rows, const T* operands) const {
     Product<T> p{};
     p.rows = rows;
     p.K = shape_.I;
     p.K_first = p.K_chain = kChain;
     p.a = operands + layout_.x_offset;
     p.a_stride = layout_.operand_stride;
-    p.panels = panels_.gates.data();
-    p.panel_stride = layout_.depth * layout_.panel;
+    p.storage = panels_.storage;
+    p.panels = panels_.input_gates();
+    p.panel_stride = panels_.gates_stride();
+    if (panels_.storage == Storage::kInt8) {
+      p.scales = panels_.scales[0].data();
+      p.levels = me.levels;
+      p.level_scales = me.level_scales;
+      p.levels_stride = layout_.inputs_even;
+    }
     p.start = panels_.bias.data();
     p.prefetch = plan_.prefetch;
     return p;
   }
 
   // start + h . U; the start is still to be set, unless x . W is a part of it.
-  Product<T> recurrent_product(int64_t rows, const T* operands, bool with_inputs) const {
-    Product<T> p = input_product(rows, operands);
+  Product<T> recurrent_product(const Member& me, int64_t rows, const T* operands, bool with_inputs) const {
+    Product<T> p = input_product(me, rows, operands);
     if (with_inputs) {
       p.K = layout_.depth;
       p.K_first = shape_.I + (chained() ? kChain : 0);
     } else {
       p.K = shape_.output();
       p.a = operands + layout_.h_offset;
-      p.panels += shape_.I * layout_.panel;
+      p.panels = panels_.recurrent_gates();
+      if (panels_.storage == Storage::kInt8) {
+        p.scales = panels_.scales[1].data();
+        p.levels += rows * layout_.inputs_even;
+        p.level_scales += rows;
+        p.levels_stride = layout_.depth_even - layout_.inputs_even;
+      }
     }
     return p;
   }
@@ -193,7 +224,7 @@ class Forward {
   // pre = b + x . W of my units for a chunk of steps; the recurrence goes on from there.
   void project_inputs(const Group& g, const Member& me, Range rows, int64_t s) const {
     const int64_t steps = std::min(plan_.hoisted_steps, shape_.T - s), per_block = 4 * layout_.lanes;
-    Product<T> p = input_product(steps * g.capacity, operand(g, s, rows.begin, rows.begin));
+    Product<T> p = input_product(me, steps * g.capacity, operand(g, s, rows.begin, rows.begin));
     p.panel_begin = me.blocks.begin * per_block / layout_.panel;
     p.panel_end = me.blocks.end * per_block / layout_.panel;
     p.c = g.pre.data();
@@ -214,13 +245,13 @@ class Forward {
     const int64_t t = time_.time(s, shape_.T), row = rows.begin;
     StepForward<T> k{};
     T* now = operand(g, s, row, origin);
-    k.gates = recurrent_product(rows.size(), now, joined() && !hoisted());
+    k.gates = recurrent_product(me, rows.size(), now, joined() && !hoisted());
     if (hoisted()) {
       k.gates.start = g.pre.data() + (s % plan_.hoisted_steps * g.capacity + row - origin) * layout_.columns;
       k.gates.start_stride = layout_.columns;
       k.gates.start_last = !chained();
     } else if (!joined()) {
-      k.inputs = input_product(rows.size(), now);
+      k.inputs = input_product(me, rows.size(), now);
     }
     k.hidden = shape_.H;
     k.block_begin = me.blocks.begin;
@@ -281,7 +312,8 @@ class Forward {
       const int64_t last = time_.last_step(row, shape_.T), b = time_.order[row];
       const T* h = operand(g, last, row, rows.begin) + layout_.h_offset;
       T* c = args_.c_n + b * shape_.H;
-      for (int64_t unit = 0; unit < shape_.H; ++unit) c[unit] = *state_unit(g, last, row, rows.begin, unit);
+      for_blocks_of(g, last, row, rows.begin,
+                    [&](const T* block, int64_t unit, int64_t n) { std::copy_n(block, n, c + unit); });
       std::copy_n(h, shape_.output(), args_.h_n + b * shape_.output());
       if (!time_.end) continue;
       const T* h_held = time_.reverse ? (args_.h0 ? args_.h0 + b * shape_.output() : nullptr) : h;
@@ -309,6 +341,8 @@ class Forward {
   Interrupt& interrupt_;
   Plan plan_;
   std::vector<std::unique_ptr<Group>> groups_;
+  Buffer<int16_t> levels_;  // [threads, scratch_rows, depth_even]
+  Buffer<T> level_scales_;  // [threads, 2, scratch_rows]
 };
 
 }  // namespace
@@ -316,11 +350,19 @@ class Forward {
 template <class T>
 void layer_forward(const Panels<T>& panels, const ForwardArgs<T>& args, LayerTape<T>* tape, int threads,
                    Interrupt& interrupt) {
-  Forward<T> forward(panels, args, tape, threads, interrupt);
-  run_team(forward.threads(), [&](int rank) { forward.run(rank); });
+  Forward<T>(panels, args, tape, threads, interrupt).run();
 }
 
-template void layer_forward(const Panels<float>&, const ForwardArgs<float>&, LayerTape<float>*, int, Interrupt&);
-template void layer_forward(const Panels<double>&, const ForwardArgs<double>&, LayerTape<double>*, int, Interrupt&);
+template <class T>
+std::unique_ptr<LayerPass> forward_pass(const Panels<T>& panels, const ForwardArgs<T>& args, int threads,
+                                        Interrupt& interrupt) {
+  return std::make_unique<Forward<T>>(panels, args, nullptr, threads, interrupt);
+}
+
+#define INSTANTIATE(T)                                                                                  \
+  template void layer_forward(const Panels<T>&, const ForwardArgs<T>&, LayerTape<T>*, int, Interrupt&); \
+  template std::unique_ptr<LayerPass> forward_pass(const Panels<T>&, const ForwardArgs<T>&, int, Interrupt&);
+INSTANTIATE(float)
+INSTANTIATE(double)
 
 }  // namespace fastlstm

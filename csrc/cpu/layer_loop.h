@@ -1,6 +1,8 @@
 // The time loop of one layer in one direction, forward and backward. Direction, lengths, masks, resets and the split over
 // threads live here; arithmetic lives in the kernels.
 #pragma once
+#include <memory>
+
 #include "../layer.h"
 #include "panels.h"
 #include "threads.h"
@@ -25,6 +27,18 @@ struct LayerTape {
 template <class T>
 void layer_forward(const Panels<T>& panels, const ForwardArgs<T>& args, LayerTape<T>* tape, int threads,
                    Interrupt& interrupt);
+
+// A layer's inference over sizes that stay the same, run again and again on what args point to by then. run() allocates nothing.
+class LayerPass {
+ public:
+  virtual ~LayerPass() = default;
+  virtual void run() = 0;
+};
+
+// panels and args must outlive the pass. h_n and c_n may be h0 and c0.
+template <class T>
+std::unique_ptr<LayerPass> forward_pass(const Panels<T>& panels, const ForwardArgs<T>& args, int threads,
+                                        Interrupt& interrupt);
 
 // Never writes the tape.
 template <class T>

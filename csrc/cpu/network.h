@@ -12,9 +12,11 @@ namespace fastlstm {
 template <class T>
 class Network {
  public:
+  using Element = T;
+
   // raw: one entry per layer and direction, directions inner.
   Network(const Kernels<T>& kernels, Shape first_layer, int64_t layers, int64_t directions,
-          const std::vector<RawWeights<T>>& raw);
+          const std::vector<RawWeights<T>>& raw, Storage storage);
 
   int64_t layers() const { return layers_; }
   int64_t directions() const { return directions_; }

@@ -1,6 +1,7 @@
 #include "panels.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 
 namespace fastlstm {
@@ -22,6 +23,8 @@ Layout::Layout(Shape shape, int lanes_, int panel_, int64_t element_bytes)
       units(blocks * lanes),
       columns(4 * units),
       depth(shape.depth()),
+      inputs_even(round_up(shape.I, 2)),
+      depth_even(inputs_even + round_up(shape.output(), 2)),
       output_padded(round_up(shape.output(), panel)),
       input_padded(round_up(shape.I, panel)),
       h_offset(round_up(shape.I, lanes)),
@@ -30,29 +33,86 @@ Layout::Layout(Shape shape, int lanes_, int panel_, int64_t element_bytes)
       d_pre_stride(spread(columns, element_bytes)) {}
 
 template <class T>
-Panels<T>::Panels(const Kernels<T>& kernels_, Shape shape_, const RawWeights<T>& raw)
+Panels<T>::Panels(const Kernels<T>& kernels_, Shape shape_, const RawWeights<T>& raw, Storage storage_)
     : kernels(kernels_),
       shape(shape_),
       layout(shape_, kernels_.lanes, kernels_.panel, sizeof(T)),
-      gates(size_product(layout.columns, layout.depth)),
+      storage(storage_),
       bias(layout.columns),
-      projection(shape_.P > 0 ? size_product(layout.output_padded, shape_.H) : 0) {
+      projection(shape_.P > 0 ? size_product(layout.output_padded, shape_.H) : 0),
+      whole_(size_product(layout.columns, layout.depth)) {
   const int64_t H = shape.H, I = shape.I, W = layout.panel, L = layout.lanes;
   std::fill_n(bias.data(), layout.columns, T(0));
-  if (H % L) std::fill_n(gates.data(), gates.size(), T(0));
+  if (H % L) std::fill_n(whole_.data(), whole_.size(), T(0));
   for (int64_t block = 0; block < layout.blocks; ++block)
     for (int64_t gate = 0; gate < 4; ++gate) {
       const int64_t row = gate * H + block * L, column = (block * 4 + gate) * L, units = std::min(L, H - block * L);
-      T* to = gates.data() + column / W * layout.depth * W + column % W;
+      T* to = whole_.data() + column / W * layout.depth * W + column % W;
       kernels.transpose(raw.w_x + row * I, I, units, I, to, W);
       kernels.transpose(raw.w_h + row * shape.output(), shape.output(), units, shape.output(), to + I * W, W);
       if (raw.b_ih)
         for (int64_t u = 0; u < units; ++u) bias.data()[column + u] = raw.b_ih[row + u] + raw.b_hh[row + u];
     }
-  if (shape.P == 0) return;
-  std::fill_n(projection.data(), projection.size(), T(0));
-  for (int64_t p = 0; p < shape.P; p += W)
-    kernels.transpose(raw.w_p + p * H, H, std::min(W, shape.P - p), H, projection.data() + p * H, W);
+  if (shape.P > 0) {
+    std::fill_n(projection.data(), projection.size(), T(0));
+    for (int64_t p = 0; p < shape.P; p += W)
+      kernels.transpose(raw.w_p + p * H, H, std::min(W, shape.P - p), H, projection.data() + p * H, W);
+  }
+  if constexpr (sizeof(T) == 4) {
+    if (storage == Storage::kBfloat16) to_bfloat16();
+    if (storage == Storage::kInt8) to_int8();
+  }
+}
+
+template <class T>
+const void* Panels<T>::gates(int64_t row) const {
+  const int64_t elements = row * layout.panel;
+  if (storage == Storage::kWhole) return whole_.data() + elements;
+  return compressed_.data() + elements * (storage == Storage::kBfloat16 ? 2 : 1);
+}
+
+// The nearest of 256 multiples of a column's scale. The scale has 16 bits only, so that 127 times it is exact: what has been
+// through here before comes out as it went in.
+template <class T>
+static T scale_of(T largest) {
+  if (!(largest > 0)) return 1;
+  int exponent;
+  const T mantissa = std::frexp(largest / 127, &exponent);
+  return std::ldexp(std::ceil(std::ldexp(mantissa, 16)), exponent - 16);
+}
+
+template <class T>
+void Panels<T>::to_bfloat16() {
+  const int64_t W = layout.panel, L = layout.lanes;
+  compressed_ = Buffer<uint8_t>(size_product(whole_.size(), 2));
+  for (int64_t i = 0; i < whole_.size(); ++i) {
+    const int64_t column = i % W, vector = column / L;
+    uint32_t bits;
+    std::memcpy(&bits, whole_.data() + i, 4);
+    const uint16_t half = uint16_t((bits + 0x7fffu + (bits >> 16 & 1u)) >> 16);  // to nearest, ties to even
+    std::memcpy(compressed_.data() + 2 * (i - column + vector / 2 * 2 * L + column % L * 2 + vector % 2), &half, 2);
+  }
+  whole_ = Buffer<T>();
+}
+
+template <class T>
+void Panels<T>::to_int8() {
+  const int64_t W = layout.panel, rows[] = {shape.I, shape.output()}, firsts[] = {0, layout.inputs_even};
+  compressed_ = Buffer<uint8_t>(size_product(layout.columns, layout.depth_even));
+  std::fill_n(compressed_.data(), compressed_.size(), uint8_t(0));
+  for (int part = 0; part < 2; ++part) {
+    scales[part] = Buffer<T>(layout.columns);
+    for (int64_t column = 0; column < layout.columns; ++column) {
+      const T* from = whole_.data() + column / W * layout.depth * W + part * shape.I * W + column % W;
+      uint8_t* to = compressed_.data() + column / W * layout.depth_even * W + firsts[part] * W + column % W * 2;
+      T largest = 0;
+      for (int64_t k = 0; k < rows[part]; ++k) largest = std::max(largest, std::abs(from[k * W]));
+      const T scale = scales[part].data()[column] = scale_of(largest);
+      for (int64_t k = 0; k < rows[part]; ++k)
+        to[k / 2 * 2 * W + k % 2] = uint8_t(int8_t(std::lrint(from[k * W] / scale)));
+    }
+  }
+  whole_ = Buffer<T>();
 }
 
 // The rows first .. first + count of the gate panels as columns: [padded / panel][columns][panel].
@@ -63,7 +123,7 @@ Buffer<T> Panels<T>::transposed_rows(int64_t first, int64_t count, int64_t padde
   if (count != padded) std::fill_n(to.data(), to.size(), T(0));
   for (int64_t n = 0; n < count; n += W)
     for (int64_t column = 0; column < C; column += W)
-      kernels.transpose(gates.data() + column * layout.depth + (first + n) * W, W, std::min(W, count - n), W,
+      kernels.transpose(whole_.data() + column * layout.depth + (first + n) * W, W, std::min(W, count - n), W,
                         to.data() + n * C + column * W, W);
   return to;
 }

@@ -16,6 +16,7 @@ struct Layout {
   int64_t units;                        // blocks * lanes
   int64_t columns;                      // 4 * units: the blocked gate columns
   int64_t depth;                        // I + output: rows of the gate panels
+  int64_t inputs_even, depth_even;      // the same with x and h rounded up to pairs of rows, for kInt8
   int64_t output_padded, input_padded;  // to whole panels
   // A row of operands is [gap | x | h], h aligned.
   int64_t h_offset, x_offset, operand_stride;
@@ -32,13 +33,15 @@ struct RawWeights {
 template <class T>
 class Panels {
  public:
-  Panels(const Kernels<T>& kernels, Shape shape, const RawWeights<T>& raw);
+  // Other storage than kWhole: for inference alone, without what backward needs.
+  Panels(const Kernels<T>& kernels, Shape shape, const RawWeights<T>& raw, Storage storage);
 
   const Kernels<T>& kernels;
   const Shape shape;  // T and B are zero
   const Layout layout;
-  Buffer<T> gates;       // [columns / panel][depth][panel]: rows of x first, then of h
+  const Storage storage;
   Buffer<T> bias;        // [columns]
+  Buffer<T> scales[2];   // [columns] of the rows of x and of h; empty unless kInt8
   Buffer<T> projection;  // [output_padded / panel][H][panel]
 
   struct Transposed {
@@ -49,11 +52,24 @@ class Panels {
   // What backward needs, made at the first call.
   const Transposed& transposed() const;
 
-  int64_t bytes() const { return gates.bytes() + bias.bytes() + projection.bytes(); }
+  // The gate panels [columns / panel][rows][panel]: of x first, then of h.
+  const void* input_gates() const { return gates(0); }
+  const void* recurrent_gates() const { return gates(storage == Storage::kInt8 ? layout.inputs_even : shape.I); }
+  int64_t gates_stride() const { return (storage == Storage::kInt8 ? layout.depth_even : layout.depth) * layout.panel; }
+
+  int64_t bytes() const {
+    return whole_.bytes() + compressed_.bytes() + bias.bytes() + scales[0].bytes() + scales[1].bytes() +
+           projection.bytes();
+  }
 
  private:
+  const void* gates(int64_t row) const;
+  void to_bfloat16();
+  void to_int8();
   Buffer<T> transposed_rows(int64_t first, int64_t count, int64_t padded) const;
 
+  Buffer<T> whole_;             // the gate panels; kept only if storage is kWhole
+  Buffer<uint8_t> compressed_;  // else they are here
   mutable std::once_flag once_;
   mutable Transposed transposed_;
 };

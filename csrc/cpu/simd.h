@@ -90,6 +90,41 @@ template <class T>
   return *reinterpret_cast<const typename VectorOf<T>::unaligned*>(p);
 }
 
+// The upper half of a float32. Two vectors lie interleaved: an element of the first, then one of the second.
+struct Bfloat16 {
+  uint16_t bits;
+};
+
+typedef int32_t Integers __attribute__((vector_size(FASTLSTM_VECTOR_BYTES)));
+
+// One of two interleaved vectors of Bfloat16.
+template <class T>
+[[gnu::always_inline]] inline Vec<T> load_half(const Bfloat16* p, bool second) {
+  typedef int32_t Pairs __attribute__((vector_size(FASTLSTM_VECTOR_BYTES), aligned(2), may_alias));
+  const Integers pairs = *reinterpret_cast<const Pairs*>(p);
+  return (Vec<T>)(second ? pairs & int32_t(0xffff0000u) : pairs << 16);
+}
+
+// sum += for each lane w[2 lane] * a[0] + w[2 lane + 1] * a[1], exactly.
+[[gnu::always_inline]] inline Integers add_products(Integers sum, const int8_t* w, const int16_t* a) {
+  int32_t pair;
+  __builtin_memcpy(&pair, a, 4);
+#if FASTLSTM_VECTOR_BYTES == 64 && defined(__AVX512BW__)
+  const __m512i wide = _mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i*)w));
+  return sum + (Integers)_mm512_madd_epi16(wide, _mm512_set1_epi32(pair));
+#elif FASTLSTM_VECTOR_BYTES == 32 && defined(__AVX2__)
+  const __m256i wide = _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i*)w));
+  return sum + (Integers)_mm256_madd_epi16(wide, _mm256_set1_epi32(pair));
+#elif FASTLSTM_VECTOR_BYTES == 16 && defined(__SSE4_1__)
+  const __m128i wide = _mm_cvtepi8_epi16(_mm_loadl_epi64((const __m128i*)w));
+  return sum + (Integers)_mm_madd_epi16(wide, _mm_set1_epi32(pair));
+#else
+  for (unsigned lane = 0; lane < FASTLSTM_VECTOR_BYTES / 4; ++lane)
+    sum[lane] += w[2 * lane] * a[0] + w[2 * lane + 1] * a[1];
+  return sum;
+#endif
+}
+
 template <class T>
 [[gnu::always_inline]] inline void store(T* p, Vec<T> v) {
   *reinterpret_cast<typename VectorOf<T>::unaligned*>(p) = v;

@@ -1,120 +1,12 @@
-// The module _core: packed weights, forward and backward on NumPy arrays, threads and instruction sets. Arguments are checked
-// in arrays.h; the interpreter's lock is released while the kernels run.
-#include <chrono>
-#include <variant>
-
-#include "../cpu/dispatch.h"
-#include "../cpu/network.h"
-#include "../version.h"
+// The module _core: forward and backward on NumPy arrays, threads and instruction sets. Arguments are checked in arrays.h; the
+// interpreter's lock is released while the kernels run.
 #include <pybind11/stl.h>
-#include "arrays.h"
+
+#include "../version.h"
+#include "weights.h"
 
 namespace fastlstm {
 namespace {
-
-template <class T>
-struct Element {
-  using type = T;
-};
-
-// The one switch from a dtype to a template.
-template <class Function>
-auto with_element(const py::array& array, const std::string& name, Function function) {
-  if (py::isinstance<py::array_t<float>>(array)) return function(Element<float>{});
-  if (py::isinstance<py::array_t<double>>(array)) return function(Element<double>{});
-  throw py::type_error(name + " has dtype " + py::str(array.dtype()).cast<std::string>() +
-                       ": expected float32 or float64");
-}
-
-// Runs `work` without the lock. Ctrl-C and other signals are looked at ten times a second.
-template <class Work>
-void run_interruptible(Work work) {
-  using Clock = std::chrono::steady_clock;
-  auto last = Clock::now();
-  Interrupt interrupt([&last] {
-    const auto now = Clock::now();
-    if (now - last < std::chrono::milliseconds(100)) return false;
-    last = now;
-    py::gil_scoped_acquire lock;
-    return PyErr_CheckSignals() != 0;
-  });
-  {
-    py::gil_scoped_release unlock;
-    work(interrupt);
-  }
-  if (interrupt.stopped()) throw py::error_already_set();
-}
-
-int threads_or_default(py::handle threads) {
-  const int asked = threads_argument(threads);
-  return asked > 0 ? asked : get_num_threads();
-}
-
-// Packed weights of a whole LSTM. Immutable: a tape keeps the ones that its forward call used.
-class Weights {
- public:
-  template <class T>
-  using Pointer = std::shared_ptr<const Network<T>>;
-
-  Weights(const py::list& arrays, int64_t input_size, int64_t hidden_size, int64_t num_layers, int64_t num_directions,
-          int64_t proj_size, bool bias)
-      : isa_(active_isa()), bias_(bias) {
-    const std::size_t each = 2 + (bias ? 2 : 0) + (proj_size > 0 ? 1 : 0);
-    const auto sane = [](int64_t size) { return size > 0 && size < (int64_t(1) << 31); };
-    const bool sizes =
-        sane(input_size) && sane(hidden_size) && sane(num_layers) && proj_size >= 0 && proj_size < hidden_size;
-    if (!sizes || (num_directions != 1 && num_directions != 2) ||
-        arrays.size() != each * std::size_t(num_layers * num_directions))
-      throw py::value_error("weights: expected positive sizes, 1 or 2 directions and " + std::to_string(each) +
-                            " arrays per layer and direction");
-    Shape shape;
-    shape.I = input_size, shape.H = hidden_size, shape.P = proj_size;
-    with_element(numpy_array(arrays[0], "weights[0]"), "weights[0]", [&](auto element) {
-      pack<typename decltype(element)::type>(arrays, shape, num_layers, num_directions, bias);
-    });
-  }
-
-  const std::string& isa() const { return isa_; }
-  bool bias() const { return bias_; }
-  std::string dtype() const { return network_.index() == 0 ? "float32" : "float64"; }
-  int64_t nbytes() const {
-    return std::visit([](const auto& network) { return network->bytes(); }, network_);
-  }
-  // Calls function(shared_ptr<const Network<T>>).
-  template <class Function>
-  auto visit(Function function) const {
-    return std::visit(function, network_);
-  }
-
- private:
-  template <class T>
-  void pack(const py::list& arrays, const Shape& shape, int64_t layers, int64_t directions, bool bias) {
-    std::vector<RawWeights<T>> raw;
-    std::vector<py::array> keep;
-    std::size_t next = 0;
-    const auto take = [&](std::vector<int64_t> expected) {
-      const std::string name = "weights[" + std::to_string(next) + "]";
-      py::array array = typed_array<T>(arrays[next++], name);
-      expect_shape(array, name, expected);
-      keep.push_back(py::array::ensure(array, py::array::c_style));
-      return static_cast<const T*>(keep.back().data());
-    };
-    for (int64_t i = 0; i < layers * directions; ++i) {
-      RawWeights<T> one{};
-      one.w_x = take({4 * shape.H, i < directions ? shape.I : directions * shape.output()});
-      one.w_h = take({4 * shape.H, shape.output()});
-      if (bias) one.b_ih = take({4 * shape.H}), one.b_hh = take({4 * shape.H});
-      if (shape.P > 0) one.w_p = take({shape.P, shape.H});
-      raw.push_back(one);
-    }
-    py::gil_scoped_release unlock;
-    network_ = std::make_shared<const Network<T>>(active_kernels<T>(), shape, layers, directions, raw);
-  }
-
-  std::string isa_;
-  bool bias_;
-  std::variant<Pointer<float>, Pointer<double>> network_;
-};
 
 // What forward saved for backward, with the weights that it used.
 class Tape {
@@ -171,6 +63,8 @@ py::tuple forward_of(const std::shared_ptr<const Network<T>>& network, bool bias
   if (!(options.dropout >= 0 && options.dropout <= 1))
     throw py::value_error("dropout is " + std::to_string(options.dropout) + ": expected 0 <= dropout <= 1");
   const int threads = threads_or_default(options.threads);
+  if (options.training && network->panels(0, 0).storage != Storage::kWhole)
+    throw py::value_error("training is True: expected False, since compressed weights have no backward");
 
   py::array y = output_argument<T>(options.out, layout, n,
                                    {{"x", x_array}, {"state[0] (h0)", h0.owner}, {"state[1] (c0)", c0.owner}});
@@ -312,9 +206,9 @@ PYBIND11_MODULE(_core, m) {
   });
 
   py::class_<Weights>(m, "Weights")
-      .def(py::init<py::list, int64_t, int64_t, int64_t, int64_t, int64_t, bool>(), py::arg("arrays"),
+      .def(py::init<py::list, int64_t, int64_t, int64_t, int64_t, int64_t, bool, std::string>(), py::arg("arrays"),
            py::arg("input_size"), py::arg("hidden_size"), py::arg("num_layers"), py::arg("num_directions"),
-           py::arg("proj_size"), py::arg("bias"))
+           py::arg("proj_size"), py::arg("bias"), py::arg("storage"))
       .def_property_readonly("dtype", &Weights::dtype)
       .def_property_readonly("isa", &Weights::isa)
       .def_property_readonly("nbytes", &Weights::nbytes);
@@ -343,6 +237,7 @@ PYBIND11_MODULE(_core, m) {
       },
       py::arg("tape"), py::arg("dy"), py::arg("dstate"), py::arg("dcells"), py::arg("threads"));
 
+  bind_stream(m);
   m.def("set_num_threads", &set_num_threads_checked, py::arg("n"));
   m.def("get_num_threads", &get_num_threads);
   m.def("set_isa", &set_isa, py::arg("name"));

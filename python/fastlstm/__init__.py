@@ -1,14 +1,18 @@
 """An LSTM on NumPy arrays, forward and backward, from C++ kernels and without a framework."""
 
 from ._core import __version__
+from .compressed import CompressedLSTM
 from .config import active_isa, build_config, get_num_threads, set_isa, set_num_threads
 from .functional import lstm_backward, lstm_forward
 from .gradients import Gradients
 from .layers import LSTM
+from .stream import Stream
 
 __all__ = [
     "LSTM",
+    "CompressedLSTM",
     "Gradients",
+    "Stream",
     "__version__",
     "active_isa",
     "build_config",

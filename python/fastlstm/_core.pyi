@@ -18,6 +18,7 @@ class Weights:
         num_directions: int,
         proj_size: int,
         bias: bool,
+        storage: str,  # "whole", "bf16", "int8"
     ) -> None: ...
     @property
     def dtype(self) -> str: ...
@@ -35,6 +36,16 @@ class Tape:
     def dropout_seed(self) -> int: ...
     @property
     def dropout_call(self) -> int: ...
+
+class Stream:
+    """State and weights of one direction; fastlstm.Stream says what a call does."""
+
+    def __init__(self, weights: Weights, batch_size: int | None, batch_first: bool, threads: int | None) -> None: ...
+    def __call__(self, x: NDArray[Any], out: NDArray[Any] | None = None) -> NDArray[Any]: ...
+    @property
+    def state(self) -> tuple[NDArray[Any], NDArray[Any]]: ...  # h [L,B,Hout], c [L,B,H]: copies
+    @state.setter
+    def state(self, state: tuple[NDArray[Any] | None, NDArray[Any] | None] | None) -> None: ...
 
 def forward(
     weights: Weights,

@@ -34,13 +34,18 @@ class PackedWeights:
     native: _core.Weights
 
     @classmethod
-    def of(cls, weights: Mapping[str, np.ndarray], spec: WeightSpec | None = None) -> PackedWeights:
-        """Pack a mapping with torch's names and shapes; raises as `WeightSpec.from_weights` and `check_weights` do."""
+    def of(
+        cls, weights: Mapping[str, np.ndarray], spec: WeightSpec | None = None, *, storage: str = "whole"
+    ) -> PackedWeights:
+        """Pack a mapping with torch's names and shapes; raises as `WeightSpec.from_weights` and `check_weights` do.
+
+        storage "bf16" or "int8" rounds float32 weights, for inference alone: see `CompressedLSTM`.
+        """
         if spec is None:
             spec = WeightSpec.from_weights(weights)
         arrays = list(check_weights(spec, weights, weights["weight_ih_l0"].dtype).values())
         sizes = (spec.input_size, spec.hidden_size, spec.num_layers, spec.num_directions, spec.proj_size)
-        return cls(spec, _core.Weights(arrays, *sizes, spec.bias))
+        return cls(spec, _core.Weights(arrays, *sizes, spec.bias, storage))
 
 
 @dataclass(frozen=True)

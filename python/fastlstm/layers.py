@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import threading
 from collections.abc import Iterator, Mapping, MutableMapping
@@ -13,8 +14,10 @@ import numpy as np
 import numpy.typing as npt
 
 from . import _core
+from .compressed import CompressedLSTM
 from .functional import PackedWeights, Tape, check_dropout, lstm_backward, lstm_forward
 from .gradients import Gradients
+from .inference import InferenceLSTM
 from .weights import WeightSpec, check_array, check_weights, initial_weights
 
 __all__ = ["LSTM", "LSTMWeights"]
@@ -58,7 +61,7 @@ class LSTMWeights(MutableMapping[str, np.ndarray]):
         return "\n".join(f"{name} {array.shape} {array.dtype}" for name, array in self._arrays.items())
 
 
-class LSTM:
+class LSTM(InferenceLSTM):
     """A long short-term memory of any layers and directions, with torch.nn.LSTM's arguments in torch's order.
 
     forget_bias: the forget gate's first bias, on every layer and direction; None draws it like the others. dtype:
@@ -110,79 +113,7 @@ class LSTM:
         self._lock = threading.Lock()
         self._packed: tuple[int, PackedWeights] | None = None
 
-    # torch's attributes
-
-    @property
-    def input_size(self) -> int:
-        return self.spec.input_size
-
-    @property
-    def hidden_size(self) -> int:
-        return self.spec.hidden_size
-
-    @property
-    def num_layers(self) -> int:
-        return self.spec.num_layers
-
-    @property
-    def bias(self) -> bool:
-        return self.spec.bias
-
-    @property
-    def bidirectional(self) -> bool:
-        return self.spec.bidirectional
-
-    @property
-    def proj_size(self) -> int:
-        return self.spec.proj_size
-
-    def __repr__(self) -> str:
-        options = {
-            "num_layers": (self.num_layers, 1),
-            "bias": (self.bias, True),
-            "batch_first": (self.batch_first, False),
-            "dropout": (self.dropout, 0.0),
-            "bidirectional": (self.bidirectional, False),
-            "proj_size": (self.proj_size, 0),
-        }
-        changed = [f", {name}={value}" for name, (value, default) in options.items() if value != default]
-        dtype = "" if self.dtype == np.float32 else f", dtype={self.dtype}"
-        return f"LSTM({self.input_size}, {self.hidden_size}{''.join(changed)}{dtype})"
-
-    # computing
-
-    def __call__(
-        self,
-        x: np.ndarray,
-        state: tuple[np.ndarray, np.ndarray] | None = None,
-        *,
-        lengths: npt.ArrayLike | None = None,
-        mask: npt.ArrayLike | None = None,
-        reset: npt.ArrayLike | None = None,
-        masked_output: str = "zero",
-        return_cells: bool = False,
-        threads: int | None = None,
-        out: np.ndarray | None = None,
-    ) -> tuple[Any, ...]:
-        """Inference: y, (h_n, c_n), or with return_cells y, (h_n, c_n), cells. No dropout, nothing kept.
-
-        Arguments, shapes and errors as in `functional.lstm_forward`.
-        """
-        *results, _ = lstm_forward(
-            x,
-            self._pack(),
-            state,
-            batch_first=self.batch_first,
-            lengths=lengths,
-            mask=mask,
-            reset=reset,
-            masked_output=masked_output,
-            return_cells=return_cells,
-            training=False,
-            threads=threads,
-            out=out,
-        )
-        return tuple(results)
+    # training
 
     def forward(
         self,
@@ -243,6 +174,23 @@ class LSTM:
         if packed is None or packed[0] != version or packed[1].native.isa != _core.active_isa():
             self._packed = packed = version, PackedWeights.of(self._weights._arrays, self.spec)
         return packed[1]
+
+    def _frozen(self) -> LSTM:
+        frozen = copy.deepcopy(self)
+        frozen._packed = frozen._weights._version, self._pack()
+        return frozen
+
+    def _more(self) -> str:
+        dropout = f", dropout={self.dropout}" if self.dropout else ""
+        return dropout + ("" if self.dtype == np.float32 else f", dtype={self.dtype}")
+
+    def compress(self, storage: str) -> CompressedLSTM:
+        """An LSTM for inference alone whose weights take half ("bf16") or a quarter ("int8") of the memory.
+
+        It has the same call and the same stream; arithmetic stays float32. A batch of 1 is bound by reading weights,
+        and becomes faster. `CompressedLSTM` says what it costs in exactness.
+        """
+        return CompressedLSTM.of(self.spec, self.batch_first, self._weights._arrays, storage)
 
     # weights
 
