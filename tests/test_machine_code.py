@@ -139,8 +139,8 @@ class Function:
                 yield [i for i in self.code if jump.target <= i.address <= jump.address]
 
     def multiplying_loops(self) -> list[list[Instruction]]:
-        """The innermost ones that hold a fused multiply-add."""
-        spans = [loop for loop in self.loops() if any(i.name.startswith("vfmadd") for i in loop)]
+        """The innermost ones that hold a fused multiply-add, or a product of whole numbers."""
+        spans = [loop for loop in self.loops() if any(i.name.startswith(("vfmadd", "vpmaddwd")) for i in loop)]
         ends = [(loop[0].address, loop[-1].address) for loop in spans]
 
         def contains_another(i: int) -> bool:
@@ -190,15 +190,27 @@ def test_other_kernels_hardly_spill(isa: str, objects: dict[str, Path]) -> None:
 @pytest.mark.parametrize("isa", CHECKED)
 def test_every_clone_is_looked_at(isa: str, objects: dict[str, Path]) -> None:
     register = {"x86_v4": "%zmm", "x86_v3": "%ymm"}[isa]
-    multiplying = {
-        function.name
-        for function in functions_of(objects[isa])
-        for loop in function.multiplying_loops()
-        if any(i.name.startswith("vfmadd") and register in i.operands for i in loop)
+    functions = functions_of(objects[isa])
+
+    def with_loops_of(instruction: str) -> set[str]:
+        return {
+            function.name
+            for function in functions
+            for loop in function.multiplying_loops()
+            if any(i.name.startswith(instruction) and register in i.operands for i in loop)
+        }
+
+    multiplying, whole = with_loops_of("vfmadd"), with_loops_of("vpmaddwd")
+    tiles = {
+        "product_tile<float, float": multiplying,
+        "product_tile<float, fastlstm::.*Bfloat16": multiplying,
+        "product_tile_int8<": whole,
+        "product_tile<double, double": multiplying,
     }
+    for tile, names in tiles.items():
+        heights = {found[1] for name in names if (found := re.search(rf"{tile}(?:, )?(\d), 1>", name))}
+        assert heights == {"1", "2", "3", "4", "5", "6"}, tile
     for element in ("float", "double"):
-        heights = {found[1] for name in multiplying if (found := re.search(rf"product_tile<{element}, (\d), 1>", name))}
-        assert heights == {"1", "2", "3", "4", "5", "6"}
         for kernel in ("outer_tile", "cell_rows_forward", "cell_rows_backward", "sweep_sigmoid", "sweep_tanh"):
             assert any(f"{kernel}<{element}" in name for name in multiplying), f"{kernel} of {element}"
 

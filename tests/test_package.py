@@ -30,10 +30,13 @@ ROOT = Path(__file__).resolve().parents[1]
 OWN_MODULES = [
     "fastlstm",
     "fastlstm._core",
+    "fastlstm.compressed",
     "fastlstm.config",
     "fastlstm.functional",
     "fastlstm.gradients",
+    "fastlstm.inference",
     "fastlstm.layers",
+    "fastlstm.stream",
     "fastlstm.weights",
 ]
 OTHER_MODULES = [
@@ -147,7 +150,7 @@ def test_readme_example_runs(tmp_path: Path) -> None:
 
 
 STUBS = ast.parse((Path(fastlstm.__file__).parent / "_core.pyi").read_text())
-PYBIND11_ONLY = r"fastlstm\._core\.(Tape|Weights|Tape\.__init__)"  # the metaclass, and the refusal to construct
+PYBIND11_ONLY = r"fastlstm\._core\.(Stream|Tape|Weights|Tape\.__init__)"  # the metaclass, and the refusal to construct
 
 
 def test_stubs_name_what_the_native_module_has(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 
 import fastlstm
 from cases import assert_same_bits
-from fastlstm import LSTM
+from fastlstm import LSTM, _core, functional
 
 X = np.random.default_rng(0).standard_normal((6, 4, 5), np.float32)
 RUNNABLE = fastlstm.build_config()["isa_runnable"]
@@ -90,3 +90,35 @@ def test_wrong_numbers_of_threads_are_refused(threads: Any) -> None:
     if threads is not None:
         with pytest.raises((ValueError, TypeError), match=r"threads is .*expected"):
             small()(X, threads=threads)
+
+
+def test_paths_say_what_the_plan_is() -> None:
+    packed = functional.PackedWeights.of(fastlstm.LSTM(64, 256, 2, seed=0).state_dict())
+    assert packed.paths(1, 1, threads=1) == [f"layer {layer} forward: 1 thread, 48 rows at a time" for layer in (0, 1)]
+    forward, backward, *_ = packed.paths(100, 256, training=True, threads=2)
+    assert forward.startswith("layer 0 forward: 2 threads share the rows") and backward.startswith("layer 0 backward:")
+    assert "share the units" in packed.paths(100, 1, threads=2)[0]
+    assert "x . W for 48 steps at once" in packed.paths(100, 1, threads=2)[0]
+    assert "panels prefetched" in functional.PackedWeights.of(fastlstm.LSTM(512, 512).state_dict()).paths(9, 64)[0]
+    with pytest.raises(ValueError, match="threads is 0"):
+        packed.paths(1, 1, threads=0)
+
+
+def test_verbose_prints_the_path_of_each_call() -> None:
+    code = "import fastlstm, numpy as np; fastlstm.LSTM(3, 5)(np.zeros((7, 2, 3), np.float32), threads=1)"
+    for value, expected in (("1", "T=7 B=2: layer 0 forward: 1 thread"), ("0", "")):
+        environment = os.environ | {"FASTLSTM_VERBOSE": value}
+        done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+        assert (expected in done.stderr) if expected else not done.stderr
+
+
+def test_profile_counts_only_while_it_is_on() -> None:
+    lstm, x = fastlstm.LSTM(64, 128, seed=0), np.ones((50, 4, 64), np.float32)
+    _core.profile(True)
+    y, _, tape = lstm.forward(x, threads=1)
+    lstm.backward(tape, np.ones_like(y), threads=1)
+    seconds = _core.profile(False)
+    assert set(seconds) == {"pack", "load", "project", "recur", "cell", "weight gradients"}
+    assert all(value > 0 for value in seconds.values())
+    lstm(x)
+    assert not any(_core.profile(False).values())

@@ -127,12 +127,12 @@ __attribute__((noinline)) void product_tile(const Product<T>& p, int64_t row, in
   }
 }
 
-// The same on whole numbers: each chain of at most 128 terms is exact, then scaled and added to what is before it.
+// The same on whole numbers, with a start: each chain of at most 128 terms is exact, then scaled and added to what is before.
 template <int ROWS, int PANELS>
 __attribute__((noinline)) void product_tile_int8(const Product<float>& p, int64_t row, int64_t panel) {
   constexpr int NV = PANELS * NR, L = kLanes<float>;
   const int64_t column = panel * kPanel<float>;
-  const float* before = p.start ? p.start + row * p.start_stride + column : nullptr;
+  const float* before = p.start + row * p.start_stride + column;
   int64_t before_stride = p.start_stride;
   const int16_t* a = p.levels + row * p.levels_stride;
   const int8_t* b = static_cast<const int8_t*>(p.panels) + panel * p.panel_stride;
@@ -149,8 +149,8 @@ __attribute__((noinline)) void product_tile_int8(const Product<float>& p, int64_
       });
     Tile<float, ROWS, NV>::each([&](auto r, auto j) FASTLSTM_INLINE {
       const Vec<float> scale = load(p.scales + column + j * L) * broadcast<Vec<float>>(p.level_scales[row + r]);
-      const Vec<float> chain = __builtin_convertvector(sum[r][j], Vec<float>) * scale;
-      store(c + r * p.c_stride + j * L, before ? chain + load(before + r * before_stride + j * L) : chain);
+      const Vec<float> chain = __builtin_convertvector(sum[r][j], Vec<float>);
+      store(c + r * p.c_stride + j * L, fma(chain, scale, load(before + r * before_stride + j * L)));
     });
     before = c;
     before_stride = p.c_stride;
@@ -219,11 +219,12 @@ void product_block(const Product<T>& p) {
   if (p.rows == 1) {
     constexpr int WIDE = 8 / NR;
     for (; panel + WIDE <= p.panel_end; panel += WIDE) any_tile<T, W, 1, WIDE>(p, 0, panel);
-  } else if (p.rows <= 3) {
+  } else if (p.rows <= (sizeof(W) == 2 ? 2 : 3)) {  // the mask of Bfloat16 takes the register that three rows leave
     constexpr int WIDE = NR < 4 ? 4 / NR : 1;
     for (; panel + WIDE <= p.panel_end; panel += WIDE) {
       if (p.rows == 2) any_tile<T, W, 2, WIDE>(p, 0, panel);
-      if (p.rows == 3) any_tile<T, W, 3, WIDE>(p, 0, panel);
+      if constexpr (sizeof(W) != 2)
+        if (p.rows == 3) any_tile<T, W, 3, WIDE>(p, 0, panel);
     }
   }
   const int64_t tiles = (p.rows + MR - 1) / MR;

@@ -86,14 +86,19 @@ void step_forward(StepForward<T>& s) {
     };
     Product<T> gates = into_stash(s.gates);
     if (s.inputs.K > 0) {
+      const ::fastlstm::Timed timed(s.profile, kProject);
       product(into_stash(s.inputs));
       s.inputs.levels_known = true;
       gates.start = gates.c;
       gates.start_stride = gates.c_stride;
       gates.start_last = true;
     }
-    product(gates);
+    {
+      const ::fastlstm::Timed timed(s.profile, kRecur);
+      product(gates);
+    }
     s.gates.levels_known = true;
+    const ::fastlstm::Timed timed(s.profile, kCell);
     for (int64_t i = 0; i < blocks; ++i) cell_rows(s, block + i, stash + i * 4 * kLanes<T>, gates.c_stride);
   }
 }

@@ -3,6 +3,7 @@
 // "Blocked" columns: the 4H gate columns in the order [H/lanes][4][lanes], the units padded to whole vectors.
 #pragma once
 #include "../layer.h"
+#include "profile.h"
 
 namespace fastlstm {
 
@@ -62,6 +63,7 @@ struct StepForward {
   const int64_t* order;               // [rows] the caller's index of each row
   const uint8_t *flags, *flags_next;  // [rows] of this step and the next; both null: none
   bool repeat;
+  Profile* profile;  // null: none is taken
 };
 
 template <class T>

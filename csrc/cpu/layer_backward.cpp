@@ -75,7 +75,8 @@ class Backward {
     int rank, index;
     Barrier* barrier;
     Range rows;
-    Range blocks;  // of units
+    Range blocks;      // of units
+    Profile* profile;  // of rank 0, if one is taken
   };
 
   static Buffer<T> zeros(int64_t size) {
@@ -87,9 +88,12 @@ class Backward {
   Member member(int rank) const {
     const int group = rank / plan_.unit_groups, index = rank % plan_.unit_groups;
     const int64_t grain = std::max<int64_t>(1, layout_.panel / layout_.lanes);
-    return {rank, index, group_barriers_[std::size_t(group)].get(),
+    return {rank,
+            index,
+            group_barriers_[std::size_t(group)].get(),
             rows_of_group(shape_, time_, plan_.row_groups, group),
-            share(layout_.blocks, plan_.unit_groups, index, grain)};
+            share(layout_.blocks, plan_.unit_groups, index, grain),
+            rank == 0 ? active_profile() : nullptr};
   }
 
   // The rows whose state this member sets up and stores.
@@ -187,6 +191,7 @@ class Backward {
       k.dy = args_.dy.step(t);
       k.dy_stride = args_.dy.b_stride;
     }
+    const Timed timed(me.profile, kCell);
     panels_.kernels.step_backward(k);
   }
 
@@ -239,11 +244,13 @@ class Backward {
     p.c = dh_.data() + rows.begin * layout_.output_padded;
     p.c_stride = layout_.output_padded;
     if (time_.flags || shape_.P > 0) p.start = p.c, p.start_stride = p.c_stride;
+    const Timed timed(me.profile, kRecur);
     panels_.kernels.product(p);
   }
 
   // My rows of [x | h_{s-1}], and of m with projection, as outer_sum reads them.
   void pack_operands(const Member& me, const Chunk& chunk, int64_t buffer) const {
+    const Timed timed(me.profile, kLoad);
     const int64_t depth = layout_.depth, tile = panels_.kernels.tile_rows, B = shape_.B;
     const Range mine = my_rows(me);
     for (int64_t s = chunk.first; s < chunk.end; ++s) {
@@ -261,6 +268,7 @@ class Backward {
 
   void add_weight_gradients(const Member& me, const Chunk& chunk, int64_t buffer) const {
     if (!args_.dw_x) return;
+    const Timed timed(me.profile, kWeightGradients);
     const int64_t tile = panels_.kernels.tile_rows;
     OuterSum<T> sum{};
     sum.rows = chunk.rows();
@@ -291,6 +299,7 @@ class Backward {
 
   // dx = d_pre . W for my part of the chunk's rows.
   void input_gradients(const Member& me, const Chunk& chunk, int64_t buffer) const {
+    const Timed timed(me.profile, kProject);
     const Range mine = share(chunk.rows(), threads(), me.rank);
     T* scratch = dx_.data() + me.rank * kDxRows * layout_.input_padded;
     std::size_t step = 0;
@@ -334,6 +343,7 @@ class Backward {
 
   // From panels of blocked columns to the shapes of the weights, each member some blocks.
   void store_weight_gradients(const Member& me) const {
+    const Timed timed(me.profile, kWeightGradients);
     const int64_t H = shape_.H, L = layout_.lanes, W = layout_.panel, n = shape_.output();
     const int64_t tile = panels_.kernels.tile_rows, depth = round_up(layout_.depth, tile);
     const Range blocks = share(layout_.blocks, threads(), me.rank);

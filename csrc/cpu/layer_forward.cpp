@@ -62,6 +62,7 @@ class Forward : public LayerPass {
     Range blocks;     // of units
     int16_t* levels;  // scratch of kInt8: of the rows of x, then of h
     T* level_scales;
+    Profile* profile;  // of the leader, if one is taken
   };
 
   std::unique_ptr<Group> make_group(int index) const {
@@ -97,8 +98,12 @@ class Forward : public LayerPass {
     const int index = rank % plan_.unit_groups;
     const int64_t grain = std::max<int64_t>(1, layout_.panel / layout_.lanes);
     const Range blocks = share(layout_.blocks, plan_.unit_groups, index, grain);
-    return {index, rank == 0, blocks, levels_.data() + rank * scratch_rows() * layout_.depth_even,
-            level_scales_.data() + rank * 2 * scratch_rows()};
+    return {index,
+            rank == 0,
+            blocks,
+            levels_.data() + rank * scratch_rows() * layout_.depth_even,
+            level_scales_.data() + rank * 2 * scratch_rows(),
+            rank == 0 ? active_profile() : nullptr};
   }
 
   // Row `row` of the operands of step s; the tape holds all rows, a ring only those that run now, from `origin`.
@@ -162,6 +167,7 @@ class Forward : public LayerPass {
 
   // x of the steps of the chunk that starts at s.
   void load_inputs(const Group& g, const Member& me, Range rows, int64_t s) const {
+    const Timed timed(me.profile, kLoad);
     const int64_t end = std::min(s + plan_.hoisted_steps, shape_.T);
     const Range mine = my_rows(me, rows);
     for (; s < end; ++s) {
@@ -229,6 +235,7 @@ class Forward : public LayerPass {
     p.panel_end = me.blocks.end * per_block / layout_.panel;
     p.c = g.pre.data();
     p.c_stride = layout_.columns;
+    const Timed timed(me.profile, kProject);
     panels_.kernels.product(p);
   }
 
@@ -275,6 +282,7 @@ class Forward : public LayerPass {
     k.flags = flags(s, row);
     k.flags_next = flags(s + 1, row);
     k.repeat = time_.repeat;
+    k.profile = me.profile;
     panels_.kernels.step_forward(k);
     if (shape_.P > 0) project_outputs(g, k);
   }

@@ -41,6 +41,7 @@ Panels<T>::Panels(const Kernels<T>& kernels_, Shape shape_, const RawWeights<T>&
       bias(layout.columns),
       projection(shape_.P > 0 ? size_product(layout.output_padded, shape_.H) : 0),
       whole_(size_product(layout.columns, layout.depth)) {
+  const Timed timed(active_profile(), kPack);
   const int64_t H = shape.H, I = shape.I, W = layout.panel, L = layout.lanes;
   std::fill_n(bias.data(), layout.columns, T(0));
   if (H % L) std::fill_n(whole_.data(), whole_.size(), T(0));
@@ -131,6 +132,7 @@ Buffer<T> Panels<T>::transposed_rows(int64_t first, int64_t count, int64_t padde
 template <class T>
 const typename Panels<T>::Transposed& Panels<T>::transposed() const {
   std::call_once(once_, [this] {
+    const Timed timed(active_profile(), kPack);
     transposed_.dh = transposed_rows(shape.I, shape.output(), layout.output_padded);
     transposed_.dx = transposed_rows(0, shape.I, layout.input_padded);
     if (shape.P == 0) return;

@@ -42,6 +42,15 @@ void prefetch_panels(Plan& plan, int64_t weight_bytes) {
 
 }  // namespace
 
+std::string Plan::text() const {
+  std::string text = std::to_string(threads()) + (threads() == 1 ? " thread" : " threads");
+  if (unit_groups > 1) text += row_groups > 1 ? " share rows and units" : " share the units";
+  if (unit_groups == 1 && row_groups > 1) text += " share the rows";
+  text += ", " + std::to_string(row_block) + " rows at a time";
+  if (hoisted_steps > 1) text += ", x . W for " + std::to_string(hoisted_steps) + " steps at once";
+  return text + (prefetch ? ", panels prefetched" : "");
+}
+
 Range share(int64_t n, int64_t parts, int64_t part, int64_t grain) {
   const int64_t grains = (n + grain - 1) / grain;
   return {std::min(n, grains * part / parts * grain), std::min(n, grains * (part + 1) / parts * grain)};

@@ -1,5 +1,6 @@
 // How one layer's work is split over threads and steps: the one place where a path is chosen. The results do not depend on it.
 #pragma once
+#include <string>
 #include <vector>
 
 #include "../layer.h"
@@ -25,6 +26,7 @@ struct Plan {
   bool prefetch = false;  // panels, since a step reads more of them than a core's own cache holds
 
   int threads() const { return row_groups * unit_groups; }
+  std::string text() const;  // "2 threads share the units, 48 rows at a time, x . W for 48 steps at once"
 };
 
 Plan plan_forward(const Shape& shape, const Layout& layout, int64_t element_bytes, int threads);

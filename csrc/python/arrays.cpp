@@ -216,6 +216,21 @@ py::array output_argument(py::handle object, const SequenceLayout& layout, int64
   return out;
 }
 
+template <class T>
+const T* plain_input(const py::array& input) {
+  return dense_rows<T>(input) ? static_cast<const T*>(input.data()) : nullptr;
+}
+
+template <class T>
+T* plain_output(py::handle object, const py::array& input, int64_t rows, int64_t n) {
+  if (!py::isinstance<py::array_t<T>>(object)) return nullptr;
+  auto output = py::reinterpret_borrow<py::array>(object);
+  const auto axes = output.ndim();
+  if (axes != input.ndim() || output.shape(axes - 1) != n || (axes == 2 && output.shape(0) != rows)) return nullptr;
+  if (!output.writeable() || !(output.flags() & py::array::c_style) || !aligned(output)) return nullptr;
+  return overlap(output, input) ? nullptr : static_cast<T*>(output.mutable_data());
+}
+
 Buffer<uint8_t> marks(py::handle object, const std::string& name, const SequenceLayout& layout) {
   if (object.is_none()) return {};
   const py::array array = as_array(object, name);
@@ -291,6 +306,8 @@ int threads_argument(py::handle object) {
   template py::array new_sequence<T>(const SequenceLayout&, int64_t);                                             \
   template StateInput<T> state_input<T>(py::handle, const std::string&, int64_t, const SequenceLayout&, int64_t); \
   template py::array new_state<T>(int64_t, const SequenceLayout&, int64_t);                                       \
+  template const T* plain_input<T>(const py::array&);                                                             \
+  template T* plain_output<T>(py::handle, const py::array&, int64_t, int64_t);                                    \
   template py::array output_argument<T>(py::handle, const SequenceLayout&, int64_t,                               \
                                         const std::vector<std::pair<std::string, py::array>>&);
 INSTANTIATE(float)

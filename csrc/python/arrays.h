@@ -80,6 +80,13 @@ template <class T>
 py::array output_argument(py::handle object, const SequenceLayout& layout, int64_t n,
                           const std::vector<std::pair<std::string, py::array>>& inputs);
 
+// For calls that may allocate nothing: the array's memory where it can be used as it is, else null. Rows of `input` are
+// contiguous; `output` is C-contiguous, writable and apart from the input. Both have element type T and shape [rows,] n.
+template <class T>
+const T* plain_input(const py::array& input);
+template <class T>
+T* plain_output(py::handle output, const py::array& input, int64_t rows, int64_t n);
+
 // [T,B] time-major 0/1 of a mask or reset; no buffer where None was given.
 Buffer<uint8_t> marks(py::handle object, const std::string& name, const SequenceLayout& layout);
 

@@ -2,6 +2,7 @@
 // interpreter's lock is released while the kernels run.
 #include <pybind11/stl.h>
 
+#include "../cpu/plan.h"
 #include "../version.h"
 #include "weights.h"
 
@@ -155,6 +156,32 @@ py::tuple backward_of(const Tape::Of<T>& kept, const Tape& tape, py::handle dy_o
   return py::make_tuple(dx, py::make_tuple(dh0, dc0), py::cast(weights));
 }
 
+// The plan of each layer, as text, for sequences of T_ steps and B rows.
+py::list paths(const Weights& weights, int64_t T_, int64_t B, bool training, py::handle threads_object) {
+  const int threads = threads_or_default(threads_object);
+  py::list lines;
+  weights.visit([&](const auto& network) {
+    using T = typename std::decay_t<decltype(*network)>::Element;
+    for (int64_t layer = 0; layer < network->layers(); ++layer) {
+      Shape shape = network->shape(layer);
+      shape.T = T_, shape.B = B;
+      const Layout& layout = network->panels(layer, 0).layout;
+      const std::string name = "layer " + std::to_string(layer) + " ";
+      lines.append(name + "forward: " + plan_forward(shape, layout, sizeof(T), threads).text());
+      if (training) lines.append(name + "backward: " + plan_backward(shape, layout, sizeof(T), threads).text());
+    }
+  });
+  return lines;
+}
+
+py::dict profile(bool on) {
+  static const char* const kNames[kPhases] = {"pack", "load", "project", "recur", "cell", "weight gradients"};
+  const Profile before = set_profiling(on);
+  py::dict seconds;
+  for (int phase = 0; phase < kPhases; ++phase) seconds[kNames[phase]] = double(before.nanoseconds[phase]) * 1e-9;
+  return seconds;
+}
+
 py::array activation(const std::string& name, py::handle object) {
   const py::array x = numpy_array(object, "x");
   return with_element(x, "x", [&](auto element) -> py::array {
@@ -243,5 +270,7 @@ PYBIND11_MODULE(_core, m) {
   m.def("set_isa", &set_isa, py::arg("name"));
   m.def("active_isa", &active_isa);
   m.def("build_config", &build_config);
+  m.def("paths", &paths, py::arg("weights"), py::arg("T"), py::arg("B"), py::arg("training"), py::arg("threads"));
+  m.def("profile", &profile, py::arg("on"));
   m.def("activation", &activation, py::arg("name"), py::arg("x"));
 }

@@ -63,38 +63,36 @@ class StreamObject {
                           " for a block");
   }
 
-  // The rows of a step are laid out as the steps of a sequence without a batch.
   template <class T>
   py::array step_of(Stream<T>& stream, const py::array& x, py::handle out) {
-    const int64_t I = stream.network().shape(0).I, n = stream.network().output();
-    SequenceLayout rows;
-    rows.T = stream.B();
-    rows.batched = false;
-    const py::array table = batched_ ? x : x[py::make_tuple(py::none(), py::ellipsis())].template cast<py::array>();
-    if (table.shape(0) != rows.T || table.shape(1) != I)
+    const int64_t B = stream.B(), I = stream.network().shape(0).I, n = stream.network().output();
+    if ((batched_ && x.shape(0) != B) || x.shape(x.ndim() - 1) != I)
       throw py::value_error("x has shape " + shape_text(x) + ": expected " +
-                            shape_text(batched_ ? std::vector<int64_t>{rows.T, I} : std::vector<int64_t>{I}));
-    const auto input = sequence_input<T>(table, "x", rows, I);
-    py::array y = batched_ || out.is_none() ? output_argument<T>(out, rows, n, {{"x", x}}) : row_argument<T>(out, n, x);
-    T* to = static_cast<T*>(y.mutable_data());
-    const auto run = [&] { stream.step({input.sequence.data, 0, input.sequence.t_stride}, {to, 0, n}); };
+                            shape_text(batched_ ? std::vector<int64_t>{B, I} : std::vector<int64_t>{I}));
+    T* to = out.is_none() ? nullptr : plain_output<T>(out, x, B, n);
+    const py::array y = to ? py::reinterpret_borrow<py::array>(out) : step_output<T>(out, B, n, x);  // or out's error
+    if (!to) to = static_cast<T*>(const_cast<void*>(y.data()));
+    const T* from = plain_input<T>(x);
+    const py::array copy = from ? x : py::array(py::array_t<T, py::array::c_style>(x.attr("copy")()));
+    if (!from) from = static_cast<const T*>(copy.data());
+    const Sequence<const T> rows{from, 0, batched_ ? copy.strides(0) / int64_t(sizeof(T)) : I};
     const Busy busy(busy_);
     if (stream.work() >= kWorthReleasing) {
       py::gil_scoped_release unlock;
-      run();
+      stream.step(rows, {to, 0, n});
     } else {
-      run();
+      stream.step(rows, {to, 0, n});
     }
-    return batched_ || !out.is_none() ? y : py::array(y.reshape({n}));
+    return y;
   }
 
-  // out of an unbatched step, [n].
+  // [B,n], or [n] without a batch axis: the shapes of a sequence without a batch, and of its mask.
   template <class T>
-  static py::array row_argument(py::handle out, int64_t n, const py::array& x) {
-    SequenceLayout row;
-    row.T = n;
-    row.batched = false;
-    return output_argument<T>(out, row, -1, {{"x", x}});
+  py::array step_output(py::handle out, int64_t B, int64_t n, const py::array& x) const {
+    SequenceLayout rows;
+    rows.T = batched_ ? B : n;
+    rows.batched = false;
+    return output_argument<T>(out, rows, batched_ ? n : -1, {{"x", x}});
   }
 
   template <class T>

@@ -75,6 +75,12 @@ def backward(
 ) -> tuple[NDArray[Any], tuple[NDArray[Any], NDArray[Any]], list[NDArray[Any]]]:
     """Return dx, (dh0, dc0), and the weights' gradients in the order in which Weights took the arrays."""
 
+def paths(weights: Weights, T: int, B: int, training: bool, threads: int | None) -> list[str]:
+    """Say in words how each layer would run sequences of T steps and B rows."""
+
+def profile(on: bool) -> dict[str, float]:
+    """Start or end measuring, and return the seconds that the calling thread spent in each phase since it last began."""
+
 def activation(name: str, x: NDArray[Any]) -> NDArray[Any]:
     """Apply "sigmoid" or "tanh" of the active instruction set to each element of x: a hook for accuracy sweeps."""
 

@@ -104,5 +104,5 @@ def expanded(entry: Any) -> np.ndarray:
     if isinstance(entry, tuple):
         numbers, scales = entry
         return np.multiply(numbers, scales, dtype=np.float32)
-    array = np.asarray(entry)
-    return (array.astype(np.uint32) << np.uint32(16)).view(np.float32) if array.dtype == np.uint16 else array.copy()
+    bits: np.ndarray = np.array(entry)
+    return (bits.astype(np.uint32) << np.uint32(16)).view(np.float32) if bits.dtype == np.uint16 else bits

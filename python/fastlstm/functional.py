@@ -6,6 +6,8 @@ H hidden, P projection, D directions, L layers; Hout = P if there is a projectio
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +20,8 @@ from .gradients import Gradients
 from .weights import WeightSpec, check_weights
 
 __all__ = ["PackedWeights", "Tape", "lstm_backward", "lstm_forward"]
+
+_VERBOSE = os.environ.get("FASTLSTM_VERBOSE", "0") not in ("", "0")
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,16 @@ class PackedWeights:
         arrays = list(check_weights(spec, weights, weights["weight_ih_l0"].dtype).values())
         sizes = (spec.input_size, spec.hidden_size, spec.num_layers, spec.num_directions, spec.proj_size)
         return cls(spec, _core.Weights(arrays, *sizes, spec.bias, storage))
+
+    def paths(self, T: int, B: int, *, training: bool = False, threads: int | None = None) -> list[str]:
+        """How each layer would run T steps of B rows: what the measured rule in csrc/cpu/plan.cpp chooses, in words.
+
+        With FASTLSTM_VERBOSE=1 in the environment every call of `lstm_forward` prints this to stderr.
+
+        >>> PackedWeights.of({"weight_ih_l0": np.ones((4, 1)), "weight_hh_l0": np.ones((4, 1))}).paths(1, 1, threads=2)
+        ['layer 0 forward: 1 thread, 48 rows at a time']
+        """
+        return _core.paths(self.native, T, B, training, threads)
 
 
 @dataclass(frozen=True)
@@ -135,6 +149,12 @@ def lstm_forward(
         threads,
         out,
     )
+    if _VERBOSE:
+        T, B = (
+            (x.shape[1], x.shape[0]) if batch_first and x.ndim == 3 else (x.shape[0], x.shape[1] if x.ndim == 3 else 1)
+        )
+        for line in packed.paths(T, B, training=training, threads=threads):
+            print(f"fastlstm {packed.native.isa} {packed.native.dtype} T={T} B={B}: {line}", file=sys.stderr)
     result = Tape(packed.spec, tape) if tape is not None else None
     return (y, (h_n, c_n), cells, result) if return_cells else (y, (h_n, c_n), result)
 

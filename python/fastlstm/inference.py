@@ -52,6 +52,7 @@ class InferenceLSTM:
             "num_layers": (self.num_layers, 1),
             "bias": (self.bias, True),
             "batch_first": (self.batch_first, False),
+            "dropout": (getattr(self, "dropout", 0.0), 0.0),
             "bidirectional": (self.bidirectional, False),
             "proj_size": (self.proj_size, 0),
         }

@@ -181,8 +181,7 @@ class LSTM(InferenceLSTM):
         return frozen
 
     def _more(self) -> str:
-        dropout = f", dropout={self.dropout}" if self.dropout else ""
-        return dropout + ("" if self.dtype == np.float32 else f", dtype={self.dtype}")
+        return "" if self.dtype == np.float32 else f", dtype={self.dtype}"
 
     def compress(self, storage: str) -> CompressedLSTM:
         """An LSTM for inference alone whose weights take half ("bf16") or a quarter ("int8") of the memory.
