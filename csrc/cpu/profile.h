@@ -17,13 +17,14 @@ Profile set_profiling(bool on);
 
 int64_t nanoseconds_now();
 
-// Counts what passes while it lives towards a phase; null counts nothing.
+// Counts what passes while it lives towards a phase; null counts nothing. Always inline: in a kernel's object it would else be a
+// symbol that another instruction set's may replace.
 class Timed {
  public:
-  Timed(Profile* profile, Phase phase) : profile_(profile), phase_(phase) {
+  [[gnu::always_inline]] Timed(Profile* profile, Phase phase) : profile_(profile), phase_(phase) {
     if (profile_) profile_->nanoseconds[phase_] -= nanoseconds_now();
   }
-  ~Timed() {
+  [[gnu::always_inline]] ~Timed() {
     if (profile_) profile_->nanoseconds[phase_] += nanoseconds_now();
   }
   Timed(const Timed&) = delete;

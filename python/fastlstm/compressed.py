@@ -104,5 +104,8 @@ def expanded(entry: Any) -> np.ndarray:
     if isinstance(entry, tuple):
         numbers, scales = entry
         return np.multiply(numbers, scales, dtype=np.float32)
-    bits: np.ndarray = np.array(entry)
-    return (bits.astype(np.uint32) << np.uint32(16)).view(np.float32) if bits.dtype == np.uint16 else bits
+    array: np.ndarray = np.array(entry)
+    if array.dtype == np.uint16:
+        bits: np.ndarray = array.astype(np.uint32) << np.uint32(16)
+        array = bits.view(np.float32)
+    return array
