@@ -79,7 +79,7 @@ def paths(weights: Weights, T: int, B: int, training: bool, threads: int | None)
     """Say in words how each layer would run sequences of T steps and B rows."""
 
 def profile(on: bool) -> dict[str, float]:
-    """Start or end measuring, and return the seconds that the calling thread spent in each phase since it last began."""
+    """Start or end measuring; return the seconds that calling threads spent in each phase since it last began."""
 
 def activation(name: str, x: NDArray[Any]) -> NDArray[Any]:
     """Apply "sigmoid" or "tanh" of the active instruction set to each element of x: a hook for accuracy sweeps."""

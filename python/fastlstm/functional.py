@@ -150,9 +150,8 @@ def lstm_forward(
         out,
     )
     if _VERBOSE:
-        T, B = (
-            (x.shape[1], x.shape[0]) if batch_first and x.ndim == 3 else (x.shape[0], x.shape[1] if x.ndim == 3 else 1)
-        )
+        T, B, *_ = (*x.shape[:-1], 1)  # unbatched: one row
+        T, B = (B, T) if batch_first and x.ndim == 3 else (T, B)
         for line in packed.paths(T, B, training=training, threads=threads):
             print(f"fastlstm {packed.native.isa} {packed.native.dtype} T={T} B={B}: {line}", file=sys.stderr)
     result = Tape(packed.spec, tape) if tape is not None else None
