@@ -247,3 +247,22 @@ def test_results_own_their_memory() -> None:
         calls.training()
     for array, copy in zip((y, h, c, cells), copies, strict=True):
         np.testing.assert_array_equal(array, copy)
+
+
+@counts_memory
+def test_release_memory_gives_back_what_was_kept(tmp_path: Path) -> None:
+    code = """
+    import resource, numpy as np, fastlstm
+    def resident():
+        with open("/proc/self/statm") as statm:
+            return int(statm.read().split()[1]) * resource.getpagesize() / 2**20
+    lstm = fastlstm.LSTM(1, 64, seed=0)
+    lstm.forward(np.ones((2000, 64, 1), np.float32))
+    kept = resident()
+    fastlstm.release_memory()
+    assert kept - resident() > 100, (kept, resident())
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], cwd=tmp_path, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr

@@ -275,7 +275,7 @@ void product(const Product<T>& p) {
 // sum at its end, so that T * B terms become a sum of sums, which is more exact than one chain. The next tile's columns,
 // next_a further on, and its sums are on their way meanwhile.
 template <class T>
-__attribute__((noinline)) void outer_tile(int64_t rows, const T* a, const T* b, T* sum, int64_t next_a) {
+__attribute__((noinline)) void outer_tile(int64_t rows, const T* a, const T* b, T* sum, int64_t next_a, bool fresh) {
   using Sums = Tile<T, MR, NR>;
   Sums tile;
   for (int64_t i = MR * kPanel<T>; i < 2 * MR * kPanel<T>; i += kLine / int64_t(sizeof(T)))
@@ -289,7 +289,7 @@ __attribute__((noinline)) void outer_tile(int64_t rows, const T* a, const T* b, 
   }
   Sums::each([&](auto r, auto j) FASTLSTM_INLINE {
     T* at = sum + r * kPanel<T> + j * kLanes<T>;
-    store(at, load(at) + tile.sum[r][j]);
+    store(at, fresh ? tile.sum[r][j] : load(at) + tile.sum[r][j]);
   });
 }
 
@@ -302,6 +302,7 @@ void outer_sum(const OuterSum<T>& s) {
   const int64_t tiles = (s.columns_a + MR - 1) / MR;
   for (int64_t first = 0; first < s.rows; first += ROWS) {
     const int64_t rows = s.rows - first < ROWS ? s.rows - first : ROWS;
+    const bool fresh = s.fresh && first == 0;
     for (int64_t panel = s.panel_begin; panel < s.panel_end; ++panel) {
       const int64_t column = panel * kPanel<T>;
       Vec<T> total[NR] = {};
@@ -313,11 +314,11 @@ void outer_sum(const OuterSum<T>& s) {
         });
       for (int64_t tile = 0; tile < tiles; ++tile)
         outer_tile(rows, s.a + (tile * s.a_rows + first) * MR, b, s.sum + (panel * tiles + tile) * MR * kPanel<T>,
-                   s.a_rows * MR);
+                   s.a_rows * MR, fresh);
       if (!s.column_sum) continue;
       unrolled<NR>([&](auto j) FASTLSTM_INLINE {
         T* at = s.column_sum + column + j * kLanes<T>;
-        store(at, load(at) + total[j]);
+        store(at, fresh ? total[j] : load(at) + total[j]);
       });
     }
   }

@@ -89,7 +89,7 @@ struct StepBackward {
   bool repeat;
 };
 
-// sum += a^T . b [columns_a, columns of b] over rows, columns panel * panel_begin .. panel * panel_end of b.
+// sum (+)= a^T . b [columns_a, columns of b] over rows, columns panel * panel_begin .. panel * panel_end of b.
 template <class T>
 struct OuterSum {
   int64_t rows;
@@ -98,7 +98,8 @@ struct OuterSum {
   const T* b;  // [rows, panels * panel], rows b_stride apart
   int64_t b_stride, panel_begin, panel_end;
   T* sum;  // [panels][columns_a rounded up to tile_rows][panel]: a tile is one stretch, which the next one follows
-  T* column_sum;  // [panels * panel] += sum of b over rows; null: not wanted
+  T* column_sum;  // [panels * panel] (+)= sum of b over rows; null: not wanted
+  bool fresh;     // what lies in the sums is not added to; needs rows
 };
 
 template <class T>

@@ -16,7 +16,7 @@ class Backward {
   Backward(const Panels<T>& panels, const LayerTape<T>& tape, const BackwardArgs<T>& args, int threads,
            Interrupt& interrupt)
       : panels_(panels),
-        transposed_(panels.transposed()),
+        transposed_(panels.transposed(threads)),
         layout_(panels.layout),
         tape_(tape),
         args_(args),
@@ -35,9 +35,10 @@ class Backward {
     if (args_.dw_x) {
       const int64_t tile = panels.kernels.tile_rows;
       operands_ = Buffer<T>(size_product(2, rows, round_up(layout_.depth, tile)));
-      sum_ = zeros(size_product(round_up(layout_.depth, tile), layout_.columns));
-      db_ = zeros(layout_.columns);
-      if (shape_.P > 0) dw_p_ = zeros(size_product(round_up(shape_.H, tile), layout_.output_padded));
+      const auto sums = any_rows() ? [](int64_t size) { return Buffer<T>(size); } : zeros;
+      sum_ = sums(size_product(round_up(layout_.depth, tile), layout_.columns));
+      db_ = sums(layout_.columns);
+      if (shape_.P > 0) dw_p_ = sums(size_product(round_up(shape_.H, tile), layout_.output_padded));
     }
     if (shape_.P > 0) {
       dm_ = Buffer<T>(size_product(B, round_up(layout_.units, layout_.panel)));
@@ -60,7 +61,7 @@ class Backward {
       if (args_.dw_x) pack_operands(me, chunks_[i], buffer);
       barrier_.wait(me.rank);
       if (interrupt_.stopped()) return;
-      add_weight_gradients(me, chunks_[i], buffer);
+      add_weight_gradients(me, chunks_[i], buffer, i == 0);
       if (args_.dx) input_gradients(me, chunks_[i], buffer);
     }
     barrier_.wait(me.rank);
@@ -84,6 +85,9 @@ class Backward {
     std::fill_n(buffer.data(), size, T(0));
     return buffer;
   }
+
+  // The first chunk has rows, or none has: it takes steps until it has enough.
+  bool any_rows() const { return !chunks_.empty() && chunks_.front().rows() > 0; }
 
   Member member(int rank) const {
     const int group = rank / plan_.unit_groups, index = rank % plan_.unit_groups;
@@ -266,7 +270,7 @@ class Backward {
     }
   }
 
-  void add_weight_gradients(const Member& me, const Chunk& chunk, int64_t buffer) const {
+  void add_weight_gradients(const Member& me, const Chunk& chunk, int64_t buffer, bool fresh) const {
     if (!args_.dw_x) return;
     const Timed timed(me.profile, kWeightGradients);
     const int64_t tile = panels_.kernels.tile_rows;
@@ -282,6 +286,7 @@ class Backward {
     sum.panel_end = panels.end;
     sum.sum = sum_.data();
     sum.column_sum = db_.data();
+    sum.fresh = fresh;
     panels_.kernels.outer_sum(sum);
     if (shape_.P == 0) return;
 

@@ -58,12 +58,12 @@ void apply_dropout(const Dropout& dropout, Sequence<T> y, int64_t T_, int64_t B,
 
 template <class T>
 Network<T>::Network(const Kernels<T>& kernels, Shape first_layer, int64_t layers, int64_t directions,
-                    const std::vector<RawWeights<T>>& raw, Storage storage)
+                    const std::vector<RawWeights<T>>& raw, Storage storage, int threads)
     : layers_(layers), directions_(directions) {
   for (int64_t i = 0; i < layers * directions; ++i) {
     Shape shape = first_layer;
     if (i >= directions) shape.I = directions * first_layer.output();
-    panels_.push_back(std::make_unique<Panels<T>>(kernels, shape, raw[std::size_t(i)], storage));
+    panels_.push_back(std::make_unique<Panels<T>>(kernels, shape, raw[std::size_t(i)], storage, threads));
   }
 }
 

@@ -16,7 +16,7 @@ class Network {
 
   // raw: one entry per layer and direction, directions inner.
   Network(const Kernels<T>& kernels, Shape first_layer, int64_t layers, int64_t directions,
-          const std::vector<RawWeights<T>>& raw, Storage storage);
+          const std::vector<RawWeights<T>>& raw, Storage storage, int threads);
 
   int64_t layers() const { return layers_; }
   int64_t directions() const { return directions_; }

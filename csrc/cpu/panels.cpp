@@ -4,6 +4,9 @@
 #include <cmath>
 #include <cstring>
 
+#include "plan.h"
+#include "threads.h"
+
 namespace fastlstm {
 namespace {
 
@@ -33,7 +36,7 @@ Layout::Layout(Shape shape, int lanes_, int panel_, int64_t element_bytes)
       d_pre_stride(spread(columns, element_bytes)) {}
 
 template <class T>
-Panels<T>::Panels(const Kernels<T>& kernels_, Shape shape_, const RawWeights<T>& raw, Storage storage_)
+Panels<T>::Panels(const Kernels<T>& kernels_, Shape shape_, const RawWeights<T>& raw, Storage storage_, int threads)
     : kernels(kernels_),
       shape(shape_),
       layout(shape_, kernels_.lanes, kernels_.panel, sizeof(T)),
@@ -42,18 +45,12 @@ Panels<T>::Panels(const Kernels<T>& kernels_, Shape shape_, const RawWeights<T>&
       projection(shape_.P > 0 ? size_product(layout.output_padded, shape_.H) : 0),
       whole_(size_product(layout.columns, layout.depth)) {
   const Timed timed(active_profile(), kPack);
-  const int64_t H = shape.H, I = shape.I, W = layout.panel, L = layout.lanes;
-  std::fill_n(bias.data(), layout.columns, T(0));
-  if (H % L) std::fill_n(whole_.data(), whole_.size(), T(0));
-  for (int64_t block = 0; block < layout.blocks; ++block)
-    for (int64_t gate = 0; gate < 4; ++gate) {
-      const int64_t row = gate * H + block * L, column = (block * 4 + gate) * L, units = std::min(L, H - block * L);
-      T* to = whole_.data() + column / W * layout.depth * W + column % W;
-      kernels.transpose(raw.w_x + row * I, I, units, I, to, W);
-      kernels.transpose(raw.w_h + row * shape.output(), shape.output(), units, shape.output(), to + I * W, W);
-      if (raw.b_ih)
-        for (int64_t u = 0; u < units; ++u) bias.data()[column + u] = raw.b_ih[row + u] + raw.b_hh[row + u];
-    }
+  const int members = team(threads);
+  run_team(members, [&](int rank) {
+    const Range blocks = share(layout.blocks, members, rank, std::max<int64_t>(1, layout.panel / (4 * layout.lanes)));
+    pack_blocks(raw, blocks.begin, blocks.end);
+  });
+  const int64_t H = shape.H, W = layout.panel;
   if (shape.P > 0) {
     std::fill_n(projection.data(), projection.size(), T(0));
     for (int64_t p = 0; p < shape.P; p += W)
@@ -63,6 +60,29 @@ Panels<T>::Panels(const Kernels<T>& kernels_, Shape shape_, const RawWeights<T>&
     if (storage == Storage::kBfloat16) to_bfloat16();
     if (storage == Storage::kInt8) to_int8();
   }
+}
+
+template <class T>
+void Panels<T>::pack_blocks(const RawWeights<T>& raw, int64_t begin, int64_t end) {
+  const int64_t H = shape.H, I = shape.I, W = layout.panel, L = layout.lanes;
+  for (int64_t block = begin; block < end; ++block)
+    for (int64_t gate = 0; gate < 4; ++gate) {
+      const int64_t row = gate * H + block * L, column = (block * 4 + gate) * L, units = std::min(L, H - block * L);
+      T* to = whole_.data() + column / W * layout.depth * W + column % W;
+      for (int64_t k = 0; units < L && k < layout.depth; ++k) std::fill_n(to + k * W, L, T(0));
+      kernels.transpose(raw.w_x + row * I, I, units, I, to, W);
+      kernels.transpose(raw.w_h + row * shape.output(), shape.output(), units, shape.output(), to + I * W, W);
+      std::fill_n(bias.data() + column, L, T(0));
+      if (raw.b_ih)
+        for (int64_t u = 0; u < units; ++u) bias.data()[column + u] = raw.b_ih[row + u] + raw.b_hh[row + u];
+    }
+}
+
+// Threads that packing is worth: below 1 MiB, some 0.1 ms, little is to be won, and a busy machine makes them wait for one another.
+template <class T>
+int Panels<T>::team(int threads) const {
+  constexpr int64_t kWorthSharing = 1024 * 1024;
+  return layout.columns * layout.depth * int64_t(sizeof(T)) < kWorthSharing ? 1 : threads;
 }
 
 template <class T>
@@ -118,23 +138,27 @@ void Panels<T>::to_int8() {
 
 // The rows first .. first + count of the gate panels as columns: [padded / panel][columns][panel].
 template <class T>
-Buffer<T> Panels<T>::transposed_rows(int64_t first, int64_t count, int64_t padded) const {
+Buffer<T> Panels<T>::transposed_rows(int64_t first, int64_t count, int64_t padded, int threads) const {
   const int64_t W = layout.panel, C = layout.columns;
   Buffer<T> to(size_product(padded, C));
   if (count != padded) std::fill_n(to.data(), to.size(), T(0));
-  for (int64_t n = 0; n < count; n += W)
-    for (int64_t column = 0; column < C; column += W)
-      kernels.transpose(whole_.data() + column * layout.depth + (first + n) * W, W, std::min(W, count - n), W,
-                        to.data() + n * C + column * W, W);
+  const int members = team(threads);
+  run_team(members, [&](int rank) {
+    const Range columns = share(C, members, rank, W);
+    for (int64_t n = 0; n < count; n += W)
+      for (int64_t column = columns.begin; column < columns.end; column += W)
+        kernels.transpose(whole_.data() + column * layout.depth + (first + n) * W, W, std::min(W, count - n), W,
+                          to.data() + n * C + column * W, W);
+  });
   return to;
 }
 
 template <class T>
-const typename Panels<T>::Transposed& Panels<T>::transposed() const {
-  std::call_once(once_, [this] {
+const typename Panels<T>::Transposed& Panels<T>::transposed(int threads) const {
+  std::call_once(once_, [this, threads] {
     const Timed timed(active_profile(), kPack);
-    transposed_.dh = transposed_rows(shape.I, shape.output(), layout.output_padded);
-    transposed_.dx = transposed_rows(0, shape.I, layout.input_padded);
+    transposed_.dh = transposed_rows(shape.I, shape.output(), layout.output_padded, threads);
+    transposed_.dx = transposed_rows(0, shape.I, layout.input_padded, threads);
     if (shape.P == 0) return;
     const int64_t W = layout.panel, H = shape.H, P = shape.P;
     transposed_.dm = Buffer<T>(size_product(round_up(layout.units, W), P));

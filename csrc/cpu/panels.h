@@ -34,7 +34,7 @@ template <class T>
 class Panels {
  public:
   // Other storage than kWhole: for inference alone, without what backward needs.
-  Panels(const Kernels<T>& kernels, Shape shape, const RawWeights<T>& raw, Storage storage);
+  Panels(const Kernels<T>& kernels, Shape shape, const RawWeights<T>& raw, Storage storage, int threads);
 
   const Kernels<T>& kernels;
   const Shape shape;  // T and B are zero
@@ -50,7 +50,7 @@ class Panels {
     Buffer<T> dm;  // [units to whole panels / panel][P][panel]; empty without projection
   };
   // What backward needs, made at the first call.
-  const Transposed& transposed() const;
+  const Transposed& transposed(int threads) const;
 
   // The gate panels [columns / panel][rows][panel]: of x first, then of h.
   const void* input_gates() const { return gates(0); }
@@ -66,7 +66,9 @@ class Panels {
   const void* gates(int64_t row) const;
   void to_bfloat16();
   void to_int8();
-  Buffer<T> transposed_rows(int64_t first, int64_t count, int64_t padded) const;
+  void pack_blocks(const RawWeights<T>& raw, int64_t begin, int64_t end);
+  int team(int threads) const;
+  Buffer<T> transposed_rows(int64_t first, int64_t count, int64_t padded, int threads) const;
 
   Buffer<T> whole_;             // the gate panels; kept only if storage is kWhole
   Buffer<uint8_t> compressed_;  // else they are here

@@ -8,7 +8,7 @@ namespace fastlstm {
 namespace {
 
 constexpr int64_t kPage = 4096;
-constexpr int64_t kMostKept = int64_t(64) << 20;
+constexpr int64_t kMostKept = int64_t(1) << 30;  // MADV_FREE on what is kept was tried: it costs as much as new pages
 #if defined(__SANITIZE_ADDRESS__)
 constexpr bool kKeep = false;  // a kept block would hide its use after being freed
 #else
@@ -45,12 +45,32 @@ Block* take_kept(int64_t bytes) {
   return block;
 }
 
+// The oldest go first.
+void make_room(int64_t bytes) {
+  auto& blocks = kept();
+  auto end = blocks.begin();
+  for (; g_kept_bytes + bytes > kMostKept && end != blocks.end(); ++end) {
+    g_kept_bytes -= (*end)->bytes;
+    std::free(*end);
+  }
+  blocks.erase(blocks.begin(), end);
+}
+
 }  // namespace
+
+void release_pages() noexcept {
+  std::unique_lock<std::mutex> lock(g_lock, std::try_to_lock);
+  if (lock) make_room(kMostKept);
+}
 
 void* allocate_pages(int64_t size) {
   const int64_t bytes = round_up(size, kPage) + 2 * kPage;  // one for the head, one because tiles may read past the end
   if (Block* block = take_kept(bytes)) return block->user();
   auto* block = static_cast<Block*>(std::aligned_alloc(kPage, std::size_t(bytes)));
+  if (!block) {
+    release_pages();
+    block = static_cast<Block*>(std::aligned_alloc(kPage, std::size_t(bytes)));
+  }
   if (!block) throw OutOfMemory(bytes);
   block->bytes = bytes;
   return block->user();
@@ -61,7 +81,8 @@ void free_pages(void* pages) noexcept {
   Block* block = Block::of(pages);
   if (kKeep && block->bytes <= kMostKept) {
     std::unique_lock<std::mutex> lock(g_lock, std::try_to_lock);
-    if (lock && g_kept_bytes + block->bytes <= kMostKept) try {
+    if (lock) try {
+        make_room(block->bytes);
         kept().push_back(block);
         g_kept_bytes += block->bytes;
         return;

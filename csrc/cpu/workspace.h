@@ -25,10 +25,11 @@ struct OutOfMemory : std::runtime_error {
                            " MiB)") {}
 };
 
-// Page-aligned memory. What is freed is kept for the next call, up to a bound: fresh pages cost a fault each, which is most of
-// the time of a small training step. Throws OutOfMemory.
+// Page-aligned memory. What is freed is kept for the next call, up to 1 GiB in all: fresh pages cost a fault each, which is most of
+// the time of a small training step, and a quarter of a large one's of few units. Throws OutOfMemory.
 void* allocate_pages(int64_t bytes);
 void free_pages(void* pages) noexcept;
+void release_pages() noexcept;  // gives back what is kept
 
 // An uninitialised array on a page of its own, so that threads' parts never share lines that a prefetcher would steal.
 template <class T>

@@ -233,9 +233,9 @@ PYBIND11_MODULE(_core, m) {
   });
 
   py::class_<Weights>(m, "Weights")
-      .def(py::init<py::list, int64_t, int64_t, int64_t, int64_t, int64_t, bool, std::string>(), py::arg("arrays"),
-           py::arg("input_size"), py::arg("hidden_size"), py::arg("num_layers"), py::arg("num_directions"),
-           py::arg("proj_size"), py::arg("bias"), py::arg("storage"))
+      .def(py::init<py::list, int64_t, int64_t, int64_t, int64_t, int64_t, bool, std::string, py::object>(),
+           py::arg("arrays"), py::arg("input_size"), py::arg("hidden_size"), py::arg("num_layers"),
+           py::arg("num_directions"), py::arg("proj_size"), py::arg("bias"), py::arg("storage"), py::arg("threads"))
       .def_property_readonly("dtype", &Weights::dtype)
       .def_property_readonly("isa", &Weights::isa)
       .def_property_readonly("nbytes", &Weights::nbytes);
@@ -269,6 +269,7 @@ PYBIND11_MODULE(_core, m) {
   m.def("get_num_threads", &get_num_threads);
   m.def("set_isa", &set_isa, py::arg("name"));
   m.def("active_isa", &active_isa);
+  m.def("release_memory", &release_pages);
   m.def("build_config", &build_config);
   m.def("paths", &paths, py::arg("weights"), py::arg("T"), py::arg("B"), py::arg("training"), py::arg("threads"));
   m.def("profile", &profile, py::arg("on"));

@@ -58,8 +58,9 @@ class Weights {
   using Pointer = std::shared_ptr<const Network<T>>;
 
   Weights(const py::list& arrays, int64_t input_size, int64_t hidden_size, int64_t num_layers, int64_t num_directions,
-          int64_t proj_size, bool bias, const std::string& storage)
+          int64_t proj_size, bool bias, const std::string& storage, py::object threads_object)
       : isa_(active_isa()), bias_(bias) {
+    const int threads = threads_or_default(threads_object);
     const std::size_t each = 2 + (bias ? 2 : 0) + (proj_size > 0 ? 1 : 0);
     const auto sane = [](int64_t size) { return size > 0 && size < (int64_t(1) << 31); };
     const bool sizes =
@@ -75,7 +76,7 @@ class Weights {
       const Storage kind = storage_argument(storage);
       if (kind != Storage::kWhole && sizeof(T) != 4)
         throw py::type_error("weights[0] has dtype float64: expected float32");
-      pack<T>(arrays, shape, num_layers, num_directions, bias, kind);
+      pack<T>(arrays, shape, num_layers, num_directions, bias, kind, threads);
     });
   }
 
@@ -103,8 +104,8 @@ class Weights {
   }
 
   template <class T>
-  void pack(const py::list& arrays, const Shape& shape, int64_t layers, int64_t directions, bool bias,
-            Storage storage) {
+  void pack(const py::list& arrays, const Shape& shape, int64_t layers, int64_t directions, bool bias, Storage storage,
+            int threads) {
     std::vector<RawWeights<T>> raw;
     std::vector<py::array> keep;
     std::size_t next = 0;
@@ -124,7 +125,8 @@ class Weights {
       raw.push_back(one);
     }
     py::gil_scoped_release unlock;
-    network_ = std::make_shared<const Network<T>>(active_kernels<T>(), shape, layers, directions, raw, storage);
+    network_ =
+        std::make_shared<const Network<T>>(active_kernels<T>(), shape, layers, directions, raw, storage, threads);
   }
 
   std::string isa_;

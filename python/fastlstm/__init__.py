@@ -2,7 +2,7 @@
 
 from ._core import __version__
 from .compressed import CompressedLSTM
-from .config import active_isa, build_config, get_num_threads, set_isa, set_num_threads
+from .config import active_isa, build_config, get_num_threads, release_memory, set_isa, set_num_threads
 from .functional import lstm_backward, lstm_forward
 from .gradients import Gradients
 from .layers import LSTM
@@ -19,6 +19,7 @@ __all__ = [
     "get_num_threads",
     "lstm_backward",
     "lstm_forward",
+    "release_memory",
     "set_isa",
     "set_num_threads",
 ]

@@ -103,7 +103,8 @@ def expanded(entry: Any) -> np.ndarray:
     """float32 from what `to_bf16` or `to_int8` gave; a copy of what is float32 already."""
     if isinstance(entry, tuple):
         numbers, scales = entry
-        return np.multiply(numbers, scales, dtype=np.float32)
+        product: np.ndarray = np.multiply(numbers, scales, dtype=np.float32)
+        return product
     array: np.ndarray = np.array(entry)
     if array.dtype == np.uint16:
         bits: np.ndarray = array.astype(np.uint32) << np.uint32(16)

@@ -3,9 +3,17 @@
 from typing import TypedDict, cast
 
 from . import _core
-from ._core import active_isa, get_num_threads, set_isa, set_num_threads
+from ._core import active_isa, get_num_threads, release_memory, set_isa, set_num_threads
 
-__all__ = ["BuildConfig", "active_isa", "build_config", "get_num_threads", "set_isa", "set_num_threads"]
+__all__ = [
+    "BuildConfig",
+    "active_isa",
+    "build_config",
+    "get_num_threads",
+    "release_memory",
+    "set_isa",
+    "set_num_threads",
+]
 
 
 class BuildConfig(TypedDict):

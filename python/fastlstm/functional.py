@@ -39,7 +39,12 @@ class PackedWeights:
 
     @classmethod
     def of(
-        cls, weights: Mapping[str, np.ndarray], spec: WeightSpec | None = None, *, storage: str = "whole"
+        cls,
+        weights: Mapping[str, np.ndarray],
+        spec: WeightSpec | None = None,
+        *,
+        storage: str = "whole",
+        threads: int | None = None,
     ) -> PackedWeights:
         """Pack a mapping with torch's names and shapes; raises as `WeightSpec.from_weights` and `check_weights` do.
 
@@ -49,7 +54,7 @@ class PackedWeights:
             spec = WeightSpec.from_weights(weights)
         arrays = list(check_weights(spec, weights, weights["weight_ih_l0"].dtype).values())
         sizes = (spec.input_size, spec.hidden_size, spec.num_layers, spec.num_directions, spec.proj_size)
-        return cls(spec, _core.Weights(arrays, *sizes, spec.bias, storage))
+        return cls(spec, _core.Weights(arrays, *sizes, spec.bias, storage, threads))
 
     def paths(self, T: int, B: int, *, training: bool = False, threads: int | None = None) -> list[str]:
         """How each layer would run T steps of B rows: what the measured rule in csrc/cpu/plan.cpp chooses, in words.
@@ -121,7 +126,7 @@ def lstm_forward(
     >>> y.round(4).ravel(), bool(h_n[0, 0, 0] == y[-1, 0, 0])
     (array([0.3696, 0.6505]), True)
     """
-    packed = weights if isinstance(weights, PackedWeights) else PackedWeights.of(weights)
+    packed = weights if isinstance(weights, PackedWeights) else PackedWeights.of(weights, threads=threads)
     if masked_output not in ("zero", "repeat"):
         raise ValueError(f"masked_output is {masked_output!r}, expected 'zero' or 'repeat'")
     for name, flag in (("batch_first", batch_first), ("return_cells", return_cells), ("training", training)):
