@@ -19,16 +19,10 @@ struct vector_of {
 
 double now() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
 
-// Keeps a value in its register, as far as the compiler knows changed.
+// The compiler must take the value for changed and for read here. Outside of the timed loops alone.
 template <typename V>
-inline void touch(V& value) {
-#if defined(__x86_64__)
-  asm volatile("" : "+v"(value));
-#elif defined(__aarch64__)
-  asm volatile("" : "+w"(value));
-#else
+void touch(V& value) {
   asm volatile("" : "+m"(value));
-#endif
 }
 
 // Runs work(thread) on `threads` threads that start together; the seconds until the last of them is done.
@@ -52,24 +46,27 @@ double together(int threads, Work work) {
   return *std::max_element(end.begin(), end.end()) - *std::min_element(begin.begin(), begin.end());
 }
 
-// 12 independent chains hide the latency of 4 cycles of two units, and leave registers for the factors.
+// 12 independent chains hide the latency of 4 cycles of two units, and leave registers for the factors. A function of
+// its own: inlined into more code, gcc 12 keeps the sums in memory and halves the rate.
+template <typename V, typename T, int chains>
+__attribute__((noinline)) void multiply_add(long rounds) {
+  V a[chains] = {}, x = V{} + T(0.999), y = V{} + T(1e-3);
+  touch(x), touch(y);
+  for (V& chain : a) touch(chain);  // else the compiler sees that all are the same
+  for (long i = 0; i < rounds; i++)
+#pragma GCC unroll 12
+    for (int k = 0; k < chains; k++) a[k] = a[k] * x + y;
+  for (V& chain : a) touch(chain);
+}
+
 template <typename T, int bytes>
 double fma_rate(int threads) {
-  typedef typename vector_of<T, bytes>::type V;
   constexpr long rounds = 2'000'000;
   constexpr int chains = 12, lanes = bytes / sizeof(T);
   double best = 0;
   for (int repeat = 0; repeat < 7; repeat++) {
-    const double seconds = together(threads, [](int) {
-      V a[chains] = {}, x = V{} + T(0.999), y = V{} + T(1e-3);
-      touch(x), touch(y);
-      for (long i = 0; i < rounds; i++)
-#pragma GCC unroll 12
-        for (int k = 0; k < chains; k++) {
-          a[k] = a[k] * x + y;
-          touch(a[k]);
-        }
-    });
+    typedef typename vector_of<T, bytes>::type V;
+    const double seconds = together(threads, [](int) { multiply_add<V, T, chains>(rounds); });
     best = std::max(best, 2.0 * lanes * chains * rounds * threads / seconds);
   }
   return best;
@@ -84,15 +81,25 @@ double best_fma_rate(int threads) {
   return best;
 }
 
+#ifdef __AVX512F__
+typedef vector_of<float, 64>::type Widest;
+#else
+typedef vector_of<float, 32>::type Widest;
+#endif
+constexpr size_t unroll = 8, stride = unroll * sizeof(Widest);
+
+__attribute__((noinline)) void read(const char* begin, size_t bytes, long rounds) {
+  Widest sum[unroll] = {};
+  for (long round = 0; round < rounds; round++)
+    for (const char* at = begin; at < begin + bytes; at += stride)
+#pragma GCC unroll 8
+      for (size_t k = 0; k < unroll; k++) sum[k] += reinterpret_cast<const Widest*>(at)[k];
+  for (Widest& part : sum) touch(part);
+}
+
 // Each thread reads its own part of the working set again and again.
 double read_rate(int threads, size_t bytes) {
-#ifdef __AVX512F__
-  typedef vector_of<float, 64>::type V;
-#else
-  typedef vector_of<float, 32>::type V;
-#endif
-  constexpr size_t unroll = 8;
-  const size_t step = sizeof(V) * unroll, part = bytes / threads / step * step;
+  const size_t part = bytes / threads / stride * stride;
   std::vector<std::unique_ptr<char, decltype(&free)>> parts;
   for (int thread = 0; thread < threads; thread++) {
     parts.emplace_back(static_cast<char*>(aligned_alloc(4096, (part + 4095) / 4096 * 4096)), &free);
@@ -101,18 +108,7 @@ double read_rate(int threads, size_t bytes) {
   const long rounds = std::max<long>(1, 20'000'000 / part);
   double best = 0;
   for (int repeat = 0; repeat < 5; repeat++) {
-    const double seconds = together(threads, [&](int thread) {
-      V sum[unroll] = {};
-      for (long round = 0; round < rounds; round++) {
-        const char* end = parts[thread].get() + part;
-        for (const char* at = parts[thread].get(); at < end; at += step)
-#pragma GCC unroll 8
-          for (size_t k = 0; k < unroll; k++) {
-            sum[k] += reinterpret_cast<const V*>(at)[k];
-            touch(sum[k]);
-          }
-      }
-    });
+    const double seconds = together(threads, [&](int thread) { read(parts[thread].get(), part, rounds); });
     best = std::max(best, double(part) * threads * rounds / seconds);
   }
   return best;
