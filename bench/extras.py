@@ -65,9 +65,8 @@ def memory(options: argparse.Namespace) -> list[dict[str, Any]]:
             worker = Worker(RIVALS[OURS], threads=1)
             row = {"case": case.name, "mode": mode, "must": numbers * item}
             try:
-                worker.ask("set_up", case.shortened(0, mode), mode, limit=options.limit)  # code and pools are there
-                worker.ask("set_up", case, mode, limit=options.limit)
-                row["peak"] = worker.ask("peak_memory", limit=options.limit)
+                worker.ask("set_up", case.shortened(0, mode), mode, limit=options.limit)  # loads code, starts pools
+                row["peak"] = worker.ask("peak_memory", case, mode, limit=options.limit)
             except (Missing, Crashed) as reason:
                 row["missing"] = str(reason)
             worker.close()

@@ -215,7 +215,8 @@ def remarks(run: Run) -> list[str]:
     for row in run.data["rows"]:
         for kind in ("missing", "wrong", "crashed"):
             if kind in row:
-                cases = reasons.setdefault(f"{row['rival']} {kind}: {row[kind]}", [])
+                loud = kind if kind == "missing" else kind.upper()
+                cases = reasons.setdefault(f"{row['rival']} is {loud}: {row[kind]}", [])
                 cases += [row["case"]] * (row["case"] not in cases)
     return lines + [f"{reason} ({', '.join(cases)})" for reason, cases in reasons.items()]
 

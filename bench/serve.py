@@ -82,15 +82,16 @@ class Session:
         stop.set()
         return times
 
-    def peak_memory(self) -> int:
-        """Bytes by which one call of what was set up raises the most memory that this process ever had."""
+    def peak_memory(self, case: Case, mode: str) -> int:
+        """Bytes by which the first call of a case raises the most memory that this process ever had."""
+        module = importlib.import_module(self.rival.module)
+        run = module.set_up(problem(case), mode, self.threads, **self.rival.options).run
         gc.collect()
+        ctypes.CDLL(None).malloc_trim(0)  # what was freed before would be used again and not be seen
         Path("/proc/self/clear_refs").write_text("5")  # sets the peak to what is used now
         before = status("VmHWM")
-        result = self.runner.run()
-        peak = status("VmHWM") - before
-        del result
-        return peak
+        run()
+        return status("VmHWM") - before
 
 
 def status(name: str) -> int:

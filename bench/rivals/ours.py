@@ -31,8 +31,7 @@ def set_up(problem: Problem, mode: str, threads: int, compress: str = "") -> Run
         return Runner(lambda: lstm(x, state, threads=threads, **options), read)
     if not hasattr(lstm, "stream"):
         raise Missing("this fastlstm has no LSTM.stream")
-    fastlstm.set_num_threads(threads)
-    stream, step = lstm.stream(batch_size=case.B, state=state), x[0]
+    stream, step = lstm.stream(batch_size=case.B, state=state, threads=threads), x[0]
 
     def read_step(y: np.ndarray) -> dict[str, np.ndarray]:
         return named(y[None], *stream.state)
