@@ -28,7 +28,8 @@ def facts() -> dict[str, Any]:
 
 def machine() -> dict[str, Any]:
     names = [line.split(":")[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")]
-    cores, load = len(os.sched_getaffinity(0)), os.getloadavg()[0]
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    load = os.getloadavg()[0]
     return {"cpu": (names or [platform.processor()])[0], "cores": cores, "system": platform.platform(), "load": load}
 
 

@@ -11,6 +11,8 @@ import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from multiprocessing import Pipe
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,20 @@ class Crashed(Exception):
     """A worker died or took too long; the message says which and its last words."""
 
 
+@contextmanager
+def last_cores(count: int) -> Iterator[None]:
+    """This process on the last `count` of its cores, where the system knows such a thing."""
+    if not hasattr(os, "sched_setaffinity"):
+        yield
+        return
+    may = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, sorted(may)[-count:])
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, may)
+
+
 class Worker:
     """One rival on a number of threads, in a process that lives until `close`."""
 
@@ -34,14 +50,10 @@ class Worker:
         env = os.environ | {name: word.format(threads=threads) for name, word in words.items()}
         self.errors = tempfile.TemporaryFile("w+")
         self.pipe, command = own, [sys.executable, str(SERVE), str(other.fileno())]
-        may = os.sched_getaffinity(0)
-        os.sched_setaffinity(0, sorted(may)[-(cores or threads) :])  # which the new process inherits
-        try:
+        with last_cores(cores or threads):  # which the new process inherits
             self.process = subprocess.Popen(
                 command, env=env, pass_fds=[other.fileno()], stdout=self.errors, stderr=self.errors
             )
-        finally:
-            os.sched_setaffinity(0, may)
         other.close()
         self.pipe.send((rival, threads))
 
