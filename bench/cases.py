@@ -35,15 +35,15 @@ class Case:
     def directions(self) -> int:
         return 2 if self.bidirectional else 1
 
-    def weights(self) -> list[int]:
-        """How many numbers the matrices of each layer and direction have."""
+    def weights(self) -> list[tuple[int, int]]:
+        """How many numbers the two matrices of each layer and direction have: for x, and for h."""
         inputs = [self.I] + [self.directions * self.H] * (self.layers - 1)
-        return [4 * self.H * (size + self.H) for size in inputs for _ in range(self.directions)]
+        return [(4 * self.H * size, 4 * self.H * self.H) for size in inputs for _ in range(self.directions)]
 
     def flops(self, mode: str) -> float:
         """Of the matrix products alone: two for each weight and step that counts; training has three such products."""
         steps = lengths(self).sum() if self.varying == "lengths" else self.T * self.B
-        return 2.0 * float(steps) * sum(self.weights()) * (3 if mode == "training" else 1)
+        return 2.0 * float(steps) * sum(map(sum, self.weights())) * (3 if mode == "training" else 1)
 
     def shortened(self, flops: float, mode: str) -> Case:
         """The same with as many steps as fit into `flops`, but at least two (or the one there is)."""

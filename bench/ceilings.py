@@ -1,14 +1,15 @@
 """What the machine can do at best, measured, and how near to it a case can come. Knows no rival.
 
-The model: a case needs at least the time of its multiply-adds at the peak rate, and at least the time in which each
-step reads all weights of its layer once (forward; in training once more backward, and then their gradients are written
-once). The larger of the two is its limit. README.md says what the model leaves out.
+The model: a case needs at least the time of its multiply-adds at the peak rate, and at least the time of reading its
+weights: those for h once in each step, since a step has to wait for the one before, those for x once in all. Training
+reads both again on the way back, and then writes their gradients once. The larger of the two times is the case's limit.
 """
 
 from __future__ import annotations
 
 import json
 import subprocess
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -51,17 +52,20 @@ def limit(case: dict[str, Any], mode: str, threads: int, ceilings: dict[str, Any
     rates = ceilings.get(str(threads))
     if rates is None:
         return None
-    training = mode == "training"
     arithmetic = case["flops"][mode] / rates[case["dtype"]]
-    reading = 0.0
-    for numbers in case["weights"]:
-        size = numbers * ITEM[case["dtype"]]
-        passes = 2 * case["T"] + 1 if training else case["T"]
-        reading += passes * size / read_rate(rates, size)
+    reading = sum(size / read_rate(rates, part) for size, part in traffic(case, mode))
     return (arithmetic, "FLOP") if arithmetic >= reading else (reading, "bytes")
 
 
+def traffic(case: dict[str, Any], mode: str) -> Iterator[tuple[float, float]]:
+    """The bytes that the model moves of each matrix, and the size of what they are read from again and again."""
+    ways, written = (2, 1) if mode == "training" else (1, 0)
+    for sizes in case["weights"]:
+        for numbers, times in zip(sizes, (1, case["T"]), strict=True):
+            size = numbers * ITEM[case["dtype"]]
+            yield (ways * times + written) * size, size
+
+
 def intensity(case: dict[str, Any], mode: str) -> float:
-    """FLOPs for each byte of weights that the model reads: where the case stands on the roofline."""
-    passes = 2 * case["T"] + 1 if mode == "training" else case["T"]
-    return case["flops"][mode] / (passes * sum(case["weights"]) * ITEM[case["dtype"]])
+    """FLOPs for each byte that the model moves: where the case stands on the roofline."""
+    return case["flops"][mode] / sum(moved for moved, _ in traffic(case, mode))

@@ -56,7 +56,7 @@ def memory(options: argparse.Namespace) -> list[dict[str, Any]]:
         item, steps, states = np.dtype(case.dtype).itemsize, case.T * case.B, 2 * case.layers * case.B * case.H
         inputs = [case.I] + [case.H] * (case.layers - 1)
         saved = steps * sum(6 * case.H + size for size in inputs)
-        weights = sum(case.weights()) + 8 * case.H * case.layers
+        weights = sum(map(sum, case.weights())) + 8 * case.H * case.layers
         must = {
             "inference": steps * case.H + states,
             "training": saved + steps * (case.H + case.I) + 2 * states + weights,

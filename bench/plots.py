@@ -126,7 +126,7 @@ def roofline(run: Run) -> Figure | None:
             )
             axes.plot(x, rate / 1e9, marker, color=colour, markersize=5, alpha=0.75, markeredgewidth=0)
         axes.set_title(threads_text(n))
-        axes.set_xlabel("FLOPs for each byte of weights that a step reads")
+        axes.set_xlabel("FLOPs for each byte of weights that has to be read")
         axes.set_xscale("log")
         axes.set_yscale("log")
         plain(axes.xaxis)

@@ -25,8 +25,8 @@ from rivals import OURS, RIVALS
 HERE = Path(__file__).resolve().parent
 
 QUICK_RIVALS = ("torch", "onnxruntime", "onednn")
-# What an entry costs beside its blocks, roughly, to share the time out: seconds to set a rival up, FLOP/s, and calls
-SET_UP, RATE, CALLS = 0.4, 3e10, 5
+# Roughly, to share the time out: FLOP/s on a thread, and the calls of a rival that no budget can leave out
+RATE, CALLS = 8e10, 5
 
 Entry = tuple[Case, str, list[str]]  # a mode of a case, and who takes part
 
@@ -44,7 +44,7 @@ def cost(entry: Entry, threads: int, settings: Settings) -> float:
     """Seconds that an entry will take, roughly."""
     case, mode, names = entry
     call = case.flops(mode) / (RATE * threads)
-    return len(names) * (SET_UP + max(CALLS * call, settings.rounds * (settings.block + call)))
+    return sum(RIVALS[name].set_up + CALLS * call + settings.rounds * settings.block for name in names)
 
 
 def time_all(report: dict[str, Any], options: argparse.Namespace, path: Path) -> None:
@@ -133,7 +133,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "--parts", nargs="+", choices=("times", *PARTS), help="default all, and times alone if quick or cases are given"
     )
     add("--profile", metavar="CASE", help="say where the time of one case goes, and nothing else")
-    add("--rounds", type=int, help="quiet blocks for each rival (default 9; quick 3)")
+    add("--rounds", type=int, help="quiet blocks for each rival (default 7; quick 3)")
     add("--block", type=float, help="seconds of a block (default 0.1; quick 0.05)")
     add("--minutes", type=float, help="after which no case gets more than three blocks a rival (default 40; quick 2.5)")
     add("--limit", type=float, default=120.0, help="seconds after which a rival that does not answer has crashed")
@@ -146,7 +146,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "parts": ["times"] if quick or options.cases else ["times", *PARTS],
         "cases": list(QUICK) if quick else [case.name for case in CASES],
         "rivals": list(QUICK_RIVALS) if quick else list(RIVALS),
-        "rounds": 3 if quick else 9,
+        "rounds": 3 if quick else 7,
         "block": 0.05 if quick else 0.1,
         "minutes": 2.5 if quick else 40.0,
     }

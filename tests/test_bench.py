@@ -141,17 +141,17 @@ def test_a_rival_that_does_not_answer_is_given_up(tmp_path: Path) -> None:
 
 
 def test_the_limit_is_the_larger_of_arithmetic_and_reading() -> None:
-    """10 steps of 1000 weights in float32: 4 kB that each step reads once."""
+    """10 steps; 4 kB of weights for h, which each step reads, and 8 kB for x, which are read once."""
     code = """
 import sys; sys.path.insert(0, sys.argv[1])
 from ceilings import limit
-rates = {"1": {"float32": 1e6, "float64": 5e5, "read": [[1000, 4e6], [16000, 2e6]]}}
+rates = {"1": {"float32": 1e6, "float64": 5e5, "read": [[1000, 4e6], [4000, 4e6], [8000, 2e6]]}}
 def of(mode, flops):
-    return limit({"flops": {mode: flops}, "weights": [1000], "dtype": "float32", "T": 10}, mode, 1, rates)
+    return limit({"flops": {mode: flops}, "weights": [[2000, 1000]], "dtype": "float32", "T": 10}, mode, 1, rates)
 seconds, kind = of("inference", 1e3)
-assert kind == "bytes" and abs(seconds - 10 * 4000 / 3e6) < 1e-9, (seconds, kind)
+assert kind == "bytes" and abs(seconds - (10 * 4000 / 4e6 + 8000 / 2e6)) < 1e-9, (seconds, kind)
 assert of("inference", 1e6) == (1.0, "FLOP")
-assert abs(of("training", 1e3)[0] - 21 * 4000 / 3e6) < 1e-9
+assert abs(of("training", 1e3)[0] - (21 * 4000 / 4e6 + 3 * 8000 / 2e6)) < 1e-9
 assert limit({"flops": {}, "weights": [], "dtype": "float32", "T": 1}, "step", 2, rates) is None
 """
     subprocess.run([sys.executable, "-c", code, str(BENCH)], check=True)

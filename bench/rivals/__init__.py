@@ -52,6 +52,7 @@ class Rival:
     modes: tuple[str, ...] = ("inference", "training", "step")
     where: tuple[str, ...] = ("grid", "real", "extra", "tiny*")  # the groups and cases that it takes part in
     tolerance: float = 1.0  # how many times the bench's own: for lighter weights
+    set_up: float = 0.2  # seconds, about, that setting up one case takes: compilers are slow
 
 
 INFERS = ("inference", "step")
@@ -65,7 +66,7 @@ XLA = {"JAX_PLATFORMS": "cpu", "JAX_ENABLE_X64": "1"}
 def _keras(backend: str, **more: Any) -> Rival:
     env = {"KERAS_BACKEND": backend, **TENSORFLOW, **XLA}
     packages = ("keras", "tensorflow-cpu" if backend == "tensorflow" else backend)
-    return Rival("rivals.keras", packages, env=env, modes=("inference", "training"), **more)
+    return Rival("rivals.keras", packages, env=env, modes=("inference", "training"), set_up=3.0, **more)
 
 
 # In the report's order. A new rival: a module, a row, and its package in pyproject.toml's extra `peers`.
@@ -76,7 +77,7 @@ RIVALS: dict[str, Rival] = {
     "torch": Rival("rivals.torch", ("torch",), where=("*",)),
     "torch_packed": Rival("rivals.torch", options={"packed": True}, where=("padded", "tiny_lengths")),
     "torch_loop": Rival("rivals.torch", options={"loop": True}, where=("ppo_update", "tiny_reset")),
-    "torch_compile": Rival("rivals.torch", options={"compiled": True}, where=SMALL),
+    "torch_compile": Rival("rivals.torch", options={"compiled": True}, where=SMALL, set_up=1.0),
     "onnxruntime": Rival("rivals.onnxruntime", ("onnxruntime", "onnx"), modes=INFERS, where=("*",)),
     "openvino": Rival("rivals.openvino", ("openvino", "onnx"), modes=INFERS),
     "onednn": Rival(
@@ -85,7 +86,7 @@ RIVALS: dict[str, Rival] = {
         env={"LD_LIBRARY_PATH": str(LIB), "OCL_ICD_FILENAMES": str(LIB / "libintelocl.so")},  # for its SYCL edition
         where=("grid", "real", "digits", "tiny*"),
     ),
-    "jax": Rival("rivals.jax", ("jax",), env=XLA, modes=("inference", "training")),
+    "jax": Rival("rivals.jax", ("jax",), env=XLA, modes=("inference", "training"), set_up=2.5),
     "keras_tensorflow_xla": _keras("tensorflow", options={"jit": True}, where=("grid", "tiny*")),
     "keras_tensorflow": _keras("tensorflow", where=(*SMALL, "keras_mask")),
     "keras_torch": _keras("torch", where=(*SMALL, "keras_mask")),
