@@ -60,10 +60,12 @@ def limit(case: dict[str, Any], mode: str, threads: int, ceilings: dict[str, Any
 def traffic(case: dict[str, Any], mode: str) -> Iterator[tuple[float, float]]:
     """The bytes that the model moves of each matrix, and the size of what they are read from again and again."""
     ways, written = (2, 1) if mode == "training" else (1, 0)
+    item, steps = ITEM[case["dtype"]], case["T"]
+    everything = item * sum(map(sum, case["weights"]))  # which single steps read again with each call
     for sizes in case["weights"]:
-        for numbers, times in zip(sizes, (1, case["T"]), strict=True):
-            size = numbers * ITEM[case["dtype"]]
-            yield (ways * times + written) * size, size
+        for numbers, times in zip(sizes, (1, steps), strict=True):
+            size = numbers * item
+            yield (ways * times + written) * size, size if steps > 1 else everything
 
 
 def intensity(case: dict[str, Any], mode: str) -> float:

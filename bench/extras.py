@@ -78,7 +78,7 @@ PARTS: dict[str, Callable[[argparse.Namespace], list[dict[str, Any]]]] = {"laten
 
 
 def profile(case: Case, threads: list[int], seconds: float = 1.0) -> str:
-    """A table of where a call's time goes, by mode, threads and phase; what the core does not count is Python's."""
+    """A table of where a call's time goes, by mode, threads and phase: of the calling thread, the rest of whose time is Python's."""
     core: Any = fastlstm._core
     if not hasattr(core, "profile"):
         return "this build of fastlstm has no profile"
@@ -93,8 +93,7 @@ def profile(case: Case, threads: list[int], seconds: float = 1.0) -> str:
                 run()
                 calls += 1
             whole = time.perf_counter() - start
-            phases: dict[str, float] = core.profile_read()
-            core.profile(False)
+            phases: dict[str, float] = core.profile(False)
             phases["Python"] = whole - sum(phases.values())
             for phase, spent in sorted(phases.items(), key=lambda pair: -pair[1]):
                 lines.append(f"| {mode}, {n} threads | {phase} | {spent / calls * 1e6:.1f} µs | {spent / whole:.1%} |")
