@@ -28,7 +28,7 @@ def latency(options: argparse.Namespace) -> list[dict[str, Any]]:
     The process may use all cores, so that the two threads share nothing but the interpreter's lock.
     """
     rows = []
-    cores = len(options.threads) and max(options.threads)
+    cores = max(options.threads)
     for name in LATENCY_RIVALS:
         worker = Worker(RIVALS[name], threads=1, cores=cores)
         for case in choose(list(LATENCY_CASES)):
@@ -78,7 +78,7 @@ PARTS: dict[str, Callable[[argparse.Namespace], list[dict[str, Any]]]] = {"laten
 
 
 def profile(case: Case, threads: list[int], seconds: float = 1.0) -> str:
-    """A table of where a call's time goes, by mode, threads and phase: of the calling thread, the rest of whose time is Python's."""
+    """A table of where a call's time goes, by mode, threads and phase; the calling thread's rest is Python's."""
     core: Any = fastlstm._core
     if not hasattr(core, "profile"):
         return "this build of fastlstm has no profile"
