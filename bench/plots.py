@@ -41,7 +41,7 @@ LOOKS = {
     "torch_loop": ("*", "#2a6f97"),
     "numpy": ("d", "#9a8f84"),
 }
-EDGE = 16.0  # ratios further off are drawn here
+NEAR, EDGE = 0.5, 16.0  # ratios further off are drawn here
 MODE_LOOK = {"inference": ("o", "#2a6f97"), "training": ("s", "#c99a2e"), "step": ("^", "#8e6bb0")}
 
 
@@ -71,7 +71,7 @@ def ratios(run: Run) -> Figure | None:
             axes.set_title(f"{mode}, {threads_text(n)}")
     panels[0][0].set_yticks(range(len(names)), names)
     panels[0][0].set_ylim(len(names) - 0.5, -0.5)
-    panels[0][0].set_xlim(0.6, EDGE * 1.15)
+    panels[0][0].set_xlim(NEAR / 1.1, EDGE * 1.15)
     for name in rivals:
         marker, colour = LOOKS[name]
         panels[0][0].plot([], [], marker, color=colour, label=name)
@@ -95,12 +95,12 @@ def ratio_panel(axes: Any, run: Run, entries: list[Entry], rivals: list[str]) ->
             if value is None:
                 continue
             (marker, colour), leads = LOOKS[name], best is not None and best[0] == name
-            at = float(np.clip(value, 0.6, EDGE))
+            at = float(np.clip(value, NEAR, EDGE))
             axes.plot(at, line, marker, color=colour, markersize=7 if leads else 5, alpha=1 if leads else 0.55)
             if leads:
                 own, other = run.rows[entry][OURS], run.rows[entry][name]
                 axes.hlines(line, other["q1"] / own["q3"], other["q3"] / own["q1"], color=colour, linewidth=1.4)
-    axes.set_xticks([1, 2, 4, 8, EDGE], ["1", "2", "4", "8", f"≥{EDGE:g}"])
+    axes.set_xticks([NEAR, 1, 2, 4, 8, EDGE], [f"≤{NEAR:g}", "1", "2", "4", "8", f"≥{EDGE:g}"])
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.tick_params(length=0)
     axes.spines["left"].set_visible(False)
@@ -149,7 +149,7 @@ def roofs(axes: Any, rates: dict[str, Any]) -> None:
             continue
         drawn = rate
         axes.plot(x, np.minimum(peak, rate * x) / 1e9, color=INK, linewidth=0.9, zorder=0)
-        axes.text(0.042, rate * 0.12 / 1e9, f"{name}\n{rate / 1e9:.0f} GB/s", fontsize=7.5, va="bottom")
+        axes.text(0.042, rate * 0.14 / 1e9, f"{name}\n{rate / 1e9:.0f} GB/s", fontsize=7.5, va="bottom")
     axes.text(1900, peak / 1e9 * 1.08, f"{peak / 1e9:.0f} GFLOP/s", ha="right", fontsize=7.5)
 
 
