@@ -1,46 +1,24 @@
-"""Turns what run.py wrote into Markdown tables and a plot beside it: python bench/report.py bench/results/<name>.json
+"""Turns what run.py wrote into Markdown and plots beside it: python bench/report.py bench/results/<name>.json
 
-Every ratio is a rival's median over ours in the same run: above 1 we are faster. Computes no times of its own.
+Every ratio is a rival's median over ours in the same run: above 1 we are faster. Measures nothing.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-OURS = "fastlstm"
-TIE = 0.10  # a smaller difference is noise (README.md)
+from goals import CLIFF, verdicts
+from results import TIE, Entry, Run, geometric_mean, is_tie
+from rivals import OURS
 
-Rows = dict[str, dict[str, Any]]  # by rival
-
-
-def rows_of(report: dict[str, Any], case: str, mode: str, threads: int) -> Rows:
-    wanted = {"case": case, "mode": mode, "threads": threads}
-    return {row["rival"]: row for row in report["rows"] if wanted.items() <= row.items()}
-
-
-def values(report: dict[str, Any], key: str) -> list[Any]:
-    """What stands under `key` in the rows, each once, in their order."""
-    return list(dict.fromkeys(row[key] for row in report["rows"]))
-
-
-def ratio(rows: Rows, rival: str) -> float | None:
-    if "median" not in rows.get(OURS, {}) or "median" not in rows.get(rival, {}):
-        return None
-    return rows[rival]["median"] / rows[OURS]["median"]
-
-
-def is_noisy(rows: Rows, rival: str) -> bool:
-    return any(rows.get(name, {}).get("noisy", False) for name in (OURS, rival))
-
-
-def is_tie(value: float) -> bool:
-    return abs(value - 1) < TIE
+Cells = list[str]
 
 
 def duration(seconds: float) -> str:
@@ -51,161 +29,255 @@ def duration(seconds: float) -> str:
     return f"{value:.{digits}f} {unit}"
 
 
-# Tables
+def number(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}" if value < 10 else f"{value:.0f}"
 
 
-def our_cell(rows: Rows, flops: float) -> str:
-    row = rows.get(OURS, {})
-    if "median" not in row:
-        return absent(row)
-    return f"{duration(row['median'])}{'*' if row['noisy'] else ''}, {flops / row['median'] / 1e9:.3g}"
+def table(head: Cells, lines: Iterable[Cells]) -> str:
+    """A Markdown table, without the columns that have no cell."""
+    lines = list(lines)
+    used = [at for at in range(len(head)) if any(line[at] for line in lines)]
+    every = [head, ["---"] * len(head), *lines]
+    return "\n".join(f"| {' | '.join(line[at] for at in used)} |" for line in every) if lines else ""
 
 
-def rival_cell(rows: Rows, rival: str) -> str:
-    row = rows.get(rival, {})
-    if "median" not in row:
-        return absent(row)
-    text, value = f"{duration(row['median'])}{'*' if row['noisy'] else ''}", ratio(rows, rival)
-    if value is None:
-        return text
-    number = f"{value:.2f}" if value < 10 else f"{value:.0f}"
-    return f"{text}, tie ({number})" if is_tie(value) else f"{text}, **{number}**"
+def shape(case: dict[str, Any]) -> str:
+    extras = [f"{case['layers']} layers"] * (case["layers"] > 1) + ["both directions"] * case["bidirectional"]
+    extras += [case["varying"]] * bool(case["varying"]) + [case["dtype"]] * (case["dtype"] != "float32")
+    return ", ".join([",".join(str(case[letter]) for letter in "TBIH"), *extras])
+
+
+# Cells
+
+
+def our_cell(run: Run, entry: Entry) -> str:
+    own = run.median(entry)
+    if own is None:
+        return absent(run.rows[entry].get(OURS, {}))
+    return duration(own) + "*" * run.noisy(entry)
+
+
+def share_cell(run: Run, entry: Entry) -> str:
+    share = run.share(entry)
+    return f"{share[0]:.0%} {share[1]}" if share else ""
+
+
+def ratio_text(value: float, noisy: bool) -> str:
+    text = number(value) + "*" * noisy
+    return f"tie ({text})" if is_tie(value) else f"**{text}**" if value > 1 else text
+
+
+def best_cell(run: Run, entry: Entry) -> str:
+    best = run.best(entry)
+    return f"{best[0]} {ratio_text(best[1], run.noisy(entry, best[0]))}" if best else ""
+
+
+def rival_cell(run: Run, entry: Entry, rival: str) -> str:
+    row, value = run.rows[entry].get(rival, {}), run.ratio(entry, rival)
+    if value is not None:
+        return ratio_text(value, run.noisy(entry, rival))
+    return duration(row["median"]) if "median" in row else absent(row)
 
 
 def absent(row: dict[str, Any]) -> str:
-    return "WRONG" if "wrong" in row else "missing" if "missing" in row else ""
+    return next((kind for kind in ("WRONG", "CRASHED", "missing") if kind.lower() in row), "")
 
 
-def table(report: dict[str, Any], mode: str) -> str:
-    """One row for each case, and for each number of threads our time and every rival's with its ratio."""
-    rivals = [rival for rival in values(report, "rival") if rival != OURS]
-    threads = values(report, "threads")
-    head = ["case", "T,B,I,H"]
-    for n in threads:
-        head += [f"{n} thread{'s' * (n > 1)}: {OURS}, GFLOP/s", *rivals]
-    lines = [head, ["---"] * len(head)]
-    for name, case in report["cases"].items():
-        cells = [name, ",".join(str(case[letter]) for letter in "TBIH")]
-        for n in threads:
-            rows = rows_of(report, name, mode, n)
-            cells += [our_cell(rows, case["flops"][mode]), *(rival_cell(rows, rival) for rival in rivals)]
+# Tables
+
+
+def figures(run: Run, entries: list[Entry], today: bool = False) -> str:
+    """A line for each entry: our time and its part of the limit, the best rival, and each rival's ratio."""
+    rivals = run.rivals(entries)
+    head = ["case", "T,B,I,H", "mode", "threads", OURS, "of its limit", "best rival", "called today", *rivals]
+    lines = []
+    for entry in entries:
+        case = run.cases[entry.case]
+        lines.append([entry.case, shape(case), entry.mode, str(entry.threads), our_cell(run, entry)])
+        lines[-1] += [share_cell(run, entry), best_cell(run, entry)]
+        own = case["today"] if today else ""
+        lines[-1] += [f"{own} {rival_cell(run, entry, own)}" if own else ""]
+        lines[-1] += [rival_cell(run, entry, rival) for rival in rivals]
+    if len(entries) > 1:
+        lines.append(["geometric mean", *[""] * 7, *(mean_cell(run, entries, rival) for rival in rivals)])
+    return table(head, lines)
+
+
+def mean_cell(run: Run, entries: list[Entry], rival: str) -> str:
+    known = [run.ratio(entry, rival) for entry in entries if not run.noisy(entry, rival)]
+    count = sum(value is not None for value in known)
+    return f"{number(geometric_mean(known))} of {count}" if count else ""
+
+
+def sweeps(run: Run) -> str:
+    """One line for each size: the time, and the time by FLOP as a multiple of the fastest size's in its sweep."""
+    columns = [(mode, threads) for mode in ("inference", "training") for threads in run.threads]
+    head = ["size", *(f"{mode}, {threads} thr." for mode, threads in columns)]
+    names = dict.fromkeys(entry.case for entry in run.entries(groups=["sweep"]))
+    rates = {entry: run.rate(entry) or 0.0 for entry in run.entries(groups=["sweep"])}
+    lines = []
+    for name in names:
+        cells = [name.removeprefix("sweep_").replace("_", " = ")]
+        for mode, threads in columns:
+            entry = Entry(name, mode, threads)
+            family = name.rsplit("_", 1)[0]
+            same = [rate for e, rate in rates.items() if e[1:] == entry[1:] and e.case.startswith(family)]
+            own = rates.get(entry)
+            cells.append(f"{our_cell(run, entry)}, {max(same) / own:.2f}" if own else "")
         lines.append(cells)
-    means = ["geometric mean", ""]
-    for n in threads:
-        means += ["", *(mean_cell(report, mode, n, rival) for rival in rivals)]
-    lines.append(means)
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+    return table(head, lines)
 
 
-def mean_cell(report: dict[str, Any], mode: str, threads: int, rival: str) -> str:
-    every = [rows_of(report, case, mode, threads) for case in report["cases"]]
-    known = [value for rows in every if not is_noisy(rows, rival) and (value := ratio(rows, rival)) is not None]
-    return f"**{np.exp(np.mean(np.log(known))):.2f}** of {len(known)}" if known else ""
+def goals(run: Run) -> str:
+    """How many of each goal's rows pass, and every row that does not."""
+    every = list(verdicts(run))
+    words = ("pass", "limit", "short", "tie", "behind")
+    counts = {
+        goal: Counter(v.verdict for v in every if v.goal == goal) for goal in dict.fromkeys(v.goal for v in every)
+    }
+    summary = table(["goal", *words], [[goal, *(str(n[w] or "") for w in words)] for goal, n in counts.items()])
+    order = {word: at for at, word in enumerate(reversed(words))}
+    missed = sorted((v for v in every if v.verdict not in ("pass", "limit")), key=lambda v: (v.goal, order[v.verdict]))
+    lines = [[v.goal, v.where, number(v.got), number(v.needed), v.verdict, v.why] for v in missed]
+    note = (
+        "*limit*: at the machine's limit, where more cannot be asked; *short*: ahead, but by less than the goal; "
+        f"*tie*: within {TIE:.0%}; sizes may cost {CLIFF} times their neighbour's time by FLOP."
+    )
+    rest = ["Not reached:", table(["goal", "where", "got", "needed", "", ""], lines)] if lines else []
+    return "\n\n".join([summary, note, *rest]) if every else ""
 
 
-def remarks(report: dict[str, Any]) -> list[str]:
+def latencies(run: Run) -> str:
+    rows = run.data.get("latency", [])
+    head = ["case", "", "other thread", "p50", "p99", "p99.9"]
+    return table(
+        head,
+        [
+            [row["case"], row["rival"], "busy" if row["busy"] else "none"]
+            + [duration(row[p]) if p in row else absent(row) for p in ("p50", "p99", "p99.9")]
+            for row in rows
+        ],
+    )
+
+
+def memory(run: Run) -> str:
+    def line(row: dict[str, Any]) -> Cells:
+        must = f"{row['must'] / 1e6:.1f} MB"
+        peak = [f"{row['peak'] / 1e6:.1f} MB", number(row["peak"] / row["must"])] if "peak" in row else ["missing", ""]
+        return [row["case"], row["mode"], must, *peak]
+
+    return table(["case", "mode", "must keep or return", "peak", "ratio"], map(line, run.data.get("memory", [])))
+
+
+def machine_limits(run: Run) -> str:
+    if "missing" in run.ceilings:
+        return f"Not measured: {run.ceilings['missing']}"
+    first = next(iter(run.ceilings.values()))
+    sizes = [size for size, _ in first["read"]]
+    head = ["threads", "float32 GFLOP/s", "float64", *(f"{size >> 10} KB, GB/s" for size in sizes)]
+    return table(
+        head,
+        [
+            [
+                n,
+                f"{r['float32'] / 1e9:.1f}",
+                f"{r['float64'] / 1e9:.1f}",
+                *(f"{rate / 1e9:.0f}" for _, rate in r["read"]),
+            ]
+            for n, r in run.ceilings.items()
+        ],
+    )
+
+
+def readme(run: Run) -> str:
+    """README's table: the grid, each cell with the best rival's ratio and torch's."""
+    columns = [(mode, threads) for mode in ("inference", "training") for threads in run.threads]
+    head = ["T,B,I,H", *(f"{mode}, {threads} thread{'s' * (threads > 1)}" for mode, threads in columns)]
+
+    def cell(entry: Entry) -> str:
+        best = run.best(entry) if entry in run.rows else None
+        if best is None:
+            return ""
+        return f"{best[0]} {ratio_text(best[1], run.noisy(entry, best[0]))}; torch {rival_cell(run, entry, 'torch')}"
+
+    names = [name for name, case in run.cases.items() if case["group"] == "grid"]
+    return table(
+        head, [[shape(run.cases[name]), *(cell(Entry(name, *column)) for column in columns)] for name in names]
+    )
+
+
+def remarks(run: Run) -> list[str]:
     """What a reader must know before believing a figure."""
     lines = []
-    if any(row.get("noisy") for row in report["rows"]):
+    if any(row.get("noisy") for row in run.data["rows"]):
         lines.append("`*` Other processes were busy during most blocks of this figure: draw no conclusion from it.")
-    missing: dict[str, list[str]] = {}
-    for row in report["rows"]:
-        for kind in ("missing", "wrong"):
+    reasons: dict[str, list[str]] = {}
+    for row in run.data["rows"]:
+        for kind in ("missing", "wrong", "crashed"):
             if kind in row:
-                cases = missing.setdefault(f"{row['rival']} is {kind}: {row[kind]}", [])
+                loud = kind if kind == "missing" else kind.upper()
+                cases = reasons.setdefault(f"{row['rival']} is {loud}: {row[kind]}", [])
                 cases += [row["case"]] * (row["case"] not in cases)
-    lines += [f"{reason} ({', '.join(cases)})" for reason, cases in missing.items()]
-    return lines
+    return lines + [f"{reason} ({', '.join(cases)})" for reason, cases in reasons.items()]
 
 
-def markdown(report: dict[str, Any], plot_name: str | None) -> str:
-    machine, start = report["machine"], report["import"]
-    packages = ", ".join(f"{name} {number or 'not installed'}" for name, number in report["versions"].items())
-    commit = (report["commit"] or "none")[:10] + (" and uncommitted changes" if report["changed"] else "")
+def sections(run: Run) -> dict[str, str]:
+    grid = {mode: run.entries(mode, groups=["grid", ""], dtype="float32") for mode in ("inference", "training")}
+    return {
+        "Inference": figures(run, grid["inference"]),
+        "Training": figures(run, grid["training"]),
+        "One step": figures(run, [e for e in run.entries("step") if run.cases[e.case]["group"] != "real"]),
+        "Real workloads": figures(run, run.entries(groups=["real"]), today=True),
+        "float64": figures(run, [e for e in run.entries(dtype="float64") if run.cases[e.case]["group"] != "real"]),
+        "Other cases": figures(run, run.entries(groups=["extra"], dtype="float32")),
+        "Sizes": sweeps(run),
+        "Latency of single steps": latencies(run),
+        "Memory": memory(run),
+        "Goals": goals(run),
+        "The machine": machine_limits(run),
+        "Remarks": "\n".join(f"- {note}" for note in remarks(run)),
+    }
+
+
+def markdown(run: Run, plots: list[str]) -> str:
+    data = run.data
+    machine, start = data["machine"], data["import"]
+    packages = ", ".join(f"{name} {number or 'not installed'}" for name, number in data["versions"].items())
+    commit = (data["commit"] or "none")[:10] + (" and uncommitted changes" if data["changed"] else "")
     facts = [
-        f"{report['started']}, commit {commit}",
+        f"{data['started']}, commit {commit}",
         f"{machine['cpu']}, {machine['cores']} cores, {machine['system']}, load before {machine['load']:.1f}",
-        f"{packages}; {report['build']['compiler']}, {report['build']['isa_active']}",
+        f"{packages}; {data['build']['compiler']}, {data['build']['isa_active']}",
         f"importing {OURS} takes {duration(start['median'])} ({duration(start['q1'])} to {duration(start['q3'])}) "
         f"over NumPy's {duration(start['numpy'])}",
     ]
-    parts = [f"# {report['name']}", "\n".join(f"- {fact}" for fact in facts)]
-    method = "Medians; the bold number is the rival's time over ours in the same run"
-    parts.append(f"{method}. A difference below {TIE:.0%} is a tie. Means leave out noisy figures.")
-    for mode in values(report, "mode"):
-        parts += [f"## {mode.capitalize()}", table(report, mode)]
-    notes = remarks(report)
-    parts += ["## Remarks", "\n".join(f"- {note}" for note in notes)] if notes else []
-    parts += [f"![ratios]({plot_name})"] if plot_name else []
+    parts = [f"# {data['name']}", "\n".join(f"- {fact}" for fact in facts)]
+    parts.append(
+        f"Medians; under a rival's name stands its time over ours in the same run. Below {TIE:.0%} it is a tie. "
+        "Means leave out noisy figures. The limit is that of bench/README.md."
+    )
+    parts += [f"![{Path(plot).stem}]({plot})" for plot in plots]
+    for title, text in sections(run).items():
+        parts += [f"## {title}", text] if text else []
     return "\n\n".join(parts) + "\n"
-
-
-# The plot
-
-INK, FAINT, PAPER = "#22303c", "#a9b1b8", "#fbfaf7"
-COLOURS = ("#e4572e", "#2a6f97", "#5a9a5a", "#8e6bb0", "#c99a2e", "#4aa5a5", "#7a6a5a", "#d1709b")
-MARKERS = "osD^vPX*"
-
-
-def plot(report: dict[str, Any], path: Path) -> None:
-    """The ratio to each rival by case, on a panel for each mode and number of threads.
-
-    Bars reach from quartile to quartile, ties lie in the grey band, noisy figures are pale.
-    """
-    import matplotlib
-    from matplotlib.figure import Figure
-
-    modes, threads, cases = values(report, "mode"), values(report, "threads"), list(report["cases"])
-    rivals = [rival for rival in values(report, "rival") if rival != OURS]
-    style = {"font.size": 9, "text.color": INK, "axes.labelcolor": INK, "xtick.color": INK, "ytick.color": INK}
-    style |= {"figure.facecolor": PAPER, "axes.facecolor": PAPER, "axes.edgecolor": FAINT}
-    with matplotlib.rc_context(style):
-        size = (2.2 + 3.4 * len(threads) * len(modes), 1.9 + 0.3 * len(cases))
-        figure = Figure(figsize=size, layout="constrained")
-        panels = figure.subplots(1, len(modes) * len(threads), sharex=True, sharey=True, squeeze=False)[0]
-        places = [(mode, n) for mode in modes for n in threads]
-        for axes, (mode, n) in zip(panels, places, strict=True):
-            panel(axes, report, mode, n, rivals)
-            axes.set_title(f"{mode}, {n} thread{'s' * (n > 1)}", loc="left", weight="bold", fontsize=10)
-        panels[0].set_yticks(range(len(cases)), cases)
-        panels[0].set_ylim(len(cases) - 0.5, -0.5)
-        shown = dict(pair[::-1] for axes in panels for pair in zip(*axes.get_legend_handles_labels(), strict=True))
-        figure.legend(shown.values(), shown, loc="outside lower center", ncols=len(rivals) or 1, frameon=False)
-        figure.suptitle(f"A rival's time over {OURS}'s: right of the line {OURS} is faster", weight="bold", fontsize=12)
-        figure.savefig(path, dpi=140)
-
-
-def panel(axes: Any, report: dict[str, Any], mode: str, threads: int, rivals: list[str]) -> None:
-    axes.axvspan(1 - TIE, 1 + TIE, color=FAINT, alpha=0.3, linewidth=0)
-    axes.axvline(1, color=INK, linewidth=0.8)
-    for at, rival in enumerate(rivals):
-        look = {"fmt": MARKERS[at % len(MARKERS)], "color": COLOURS[at % len(COLOURS)], "markersize": 5}
-        axes.errorbar([], [], label=rival, **look)
-        for line, case in enumerate(report["cases"]):
-            rows = rows_of(report, case, mode, threads)
-            value = ratio(rows, rival)
-            if value is None:
-                continue
-            low, high = rows[rival]["q1"] / rows[OURS]["q3"], rows[rival]["q3"] / rows[OURS]["q1"]
-            y, alpha = line + 0.16 * (at - (len(rivals) - 1) / 2), 0.3 if is_noisy(rows, rival) else 1.0
-            axes.errorbar(value, y, xerr=[[value - low], [high - value]], alpha=alpha, **look)
-    axes.set_xscale("log", base=2)
-    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    axes.grid(axis="y", color=FAINT, alpha=0.3, linewidth=0.6)
-    axes.tick_params(length=0)
-    axes.spines[["top", "right", "left"]].set_visible(False)
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("path", type=Path, help="what run.py wrote")
     parser.add_argument("--no-plot", action="store_true", help="tables alone, which need no matplotlib")
+    parser.add_argument("--readme", action="store_true", help="print README's table, and write nothing")
     options = parser.parse_args(argv)
-    report = json.loads(options.path.read_text())
-    picture = options.path.with_suffix(".png")
+    run = Run.of(options.path)
+    if options.readme:
+        print(readme(run))
+        return 0
+    plots: list[str] = []
     if not options.no_plot:
-        plot(report, picture)
-    text = markdown(report, None if options.no_plot else picture.name)
+        from plots import draw  # with matplotlib, which tables do not need
+
+        plots = [path.name for path in draw(run, options.path)]
+    text = markdown(run, plots)
     options.path.with_suffix(".md").write_text(text)
     print(text)
     return 0

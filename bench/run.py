@@ -1,232 +1,71 @@
 """Checks that all rivals compute the same LSTM, then times them in turns: python bench/run.py --quick
 
-Writes results/<name>.json, which report.py turns into tables and a plot. README.md has the method and its reasons.
+Writes results/<name>.json, which report.py turns into tables and plots. README.md has the method and its reasons.
 """
 
 from __future__ import annotations
 
 import argparse
-import gc
 import json
-import os
-import platform
-import subprocess
 import sys
 import time
-import timeit
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
-from threadpoolctl import ThreadpoolController
 from tqdm import tqdm
 
-import fastlstm
-from cases import CASES, MODES, QUICK, Case, Problem, choose, problem
-from fastlstm import reference
-from rivals import OURS, RIVALS, Missing, Runner, versions
+import ceilings
+from cases import CASES, GROUPS, MODES, QUICK, Case, choose, matches
+from extras import PARTS, profile
+from machine import facts, import_times, machine
+from measure import Settings, Team, measure, takes_part
+from rivals import OURS, RIVALS
 
 HERE = Path(__file__).resolve().parent
 
-CHECK_FLOPS = 2e9  # the float64 reference gets as many steps of a case as fit into these
-# The largest max|a-b| / max|b| of an array: is it the same LSTM? (How exact it is, the test suite asks.)
-TOLERANCE = {"float32": 1e-5, "float64": 1e-11}
-FULL_TOLERANCE = {"float32": 1e-4, "float64": 1e-10}  # between rivals over all steps
+QUICK_RIVALS = ("torch", "onnxruntime", "onednn")
+# Roughly, to share the time out: FLOP/s on a thread, and the calls of a rival that no budget can leave out
+RATE, CALLS = 8e10, 5
 
-SETTLE_LIMIT = 1.0  # seconds that other threads get to fall asleep
-BUSY = 0.05  # the part of one core that other processes may use during a block
-TICK = 0.01  # what the kernel's count of their time is rounded to
+Entry = tuple[Case, str, list[str]]  # a mode of a case, and who takes part
 
 
-class Wrong(Exception):
-    """A rival computes something else; the message says which array and by how much."""
+def entries(cases: list[Case], modes: list[str], rivals: list[str]) -> list[Entry]:
+    return [
+        (case, mode, [name for name in rivals if takes_part(RIVALS[name], case, mode)])
+        for case in cases
+        for mode in case.modes
+        if mode in modes
+    ]
 
 
-# Checking
+def cost(entry: Entry, threads: int, settings: Settings) -> float:
+    """Seconds that an entry will take, roughly."""
+    case, mode, names = entry
+    call = case.flops(mode) / (RATE * threads)
+    return sum(RIVALS[name].set_up + CALLS * call + settings.rounds * settings.block for name in names)
 
 
-def worst(got: dict[str, np.ndarray], expected: dict[str, np.ndarray], limit: float) -> tuple[float, str]:
-    """The largest relative error of an array, and its name; raises Wrong above the limit."""
-    errors = {}
-    for name, array in got.items():
-        if array.shape != expected[name].shape:
-            raise Wrong(f"{name} has shape {array.shape}, expected {expected[name].shape}")
-        errors[name] = float(np.abs(array - expected[name]).max() / np.abs(expected[name]).max())
-    name = max(errors, key=lambda name: np.nan_to_num(errors[name], nan=np.inf))
-    if not errors[name] <= limit:
-        raise Wrong(f"{name} is {errors[name]:.1e} off, expected at most {limit:.0e}")
-    return errors[name], name
-
-
-def check(case: Case, mode: str, rival: str, threads: int, exact: dict[str, np.ndarray]) -> tuple[float, str]:
-    """A rival's error against the float64 reference over the first steps."""
-    runner = RIVALS[rival](problem(case.shortened(CHECK_FLOPS, mode)), mode, threads)
-    return worst(runner.read(runner.run()), exact, TOLERANCE[case.dtype])
-
-
-def exact_results(case: Case, mode: str) -> dict[str, np.ndarray]:
-    p: Problem = problem(case.shortened(CHECK_FLOPS, mode), "float64")
-    y, (h_n, c_n), tape = reference.lstm_forward(p.x, p.weights, (p.h0, p.c0), training=mode == "training")
-    results = {"y": y, "h_n": h_n, "c_n": c_n}
-    if mode == "training":
-        g = reference.lstm_backward(tape, p.dy)
-        results |= {"dx": g.x, "dh0": g.state[0], "dc0": g.state[1]}
-        results |= {f"d{name}": array for name, array in g.weights.items()}
-    return results
-
-
-# Timing
-
-
-class Block(NamedTuple):
-    """One timed stretch of calls of one rival."""
-
-    seconds: float  # a call
-    others: float | None  # cores that other processes used meanwhile, beyond rounding; None where that is not known
-
-    @property
-    def quiet(self) -> bool:
-        return self.others is None or self.others <= BUSY
-
-
-def settle() -> None:
-    """Wait until no thread of this process works any more: some pools spin for 50 ms after a call."""
-    deadline = time.perf_counter() + SETTLE_LIMIT
-    while time.perf_counter() < deadline:
-        start, used = time.perf_counter(), time.process_time()
-        time.sleep(0.005)
-        if time.process_time() - used < 0.1 * (time.perf_counter() - start):
-            return
-
-
-def machine_seconds() -> float | None:
-    """CPU seconds that all processes have used together, with those that the hypervisor took away."""
-    try:
-        words = Path("/proc/stat").read_text().splitlines()[0].split()
-    except OSError:
-        return None
-    user, nice, system, _idle, _iowait, irq, softirq, steal = (int(word) for word in words[1:9])
-    return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
-
-
-def time_block(runner: Runner, calls: int) -> Block:
-    """The same rival runs once before the clock starts, so that its weights lie in the caches and its pool is awake."""
-    settle()
-    runner.run()
-    before, own = machine_seconds(), time.process_time()
-    start = time.perf_counter()
-    for _ in range(calls):
-        runner.run()
-    seconds = time.perf_counter() - start
-    after, own = machine_seconds(), time.process_time() - own
-    others = None if before is None or after is None else max(0.0, after - before - own - 2 * TICK) / seconds
-    return Block(seconds / calls, others)
-
-
-def time_in_turns(runners: dict[str, Runner], rounds: int, seconds: float, budget: float) -> dict[str, dict[str, Any]]:
-    """Blocks of about `seconds`, in a new order each round, until each rival has `rounds` quiet ones or twice as many.
-
-    Where a round takes long there are fewer, at least three, so that a case stays near `budget` seconds.
-    """
-    calls = {}
-    for name, runner in runners.items():
-        estimate = min(timeit.repeat(runner.run, number=1, repeat=3))
-        calls[name] = max(1, round(seconds / estimate))
-    blocks: dict[str, list[Block]] = {name: [] for name in runners}
-    rng, start = np.random.default_rng(0), time.perf_counter()
-    gc.collect()
-    gc.disable()
-    try:
-        for turn in range(2 * rounds):
-            enough = min(sum(block.quiet for block in own) for own in blocks.values()) >= rounds
-            late = turn >= 3 and time.perf_counter() - start > budget
-            if enough or late:
-                break
-            for name in rng.permutation(list(runners)):
-                blocks[name].append(time_block(runners[name], calls[name]))
-    finally:
-        gc.enable()
-    return {name: summary(own, calls[name]) for name, own in blocks.items()}
-
-
-def summary(blocks: list[Block], calls: int) -> dict[str, Any]:
-    """Median and quartiles of the quiet blocks; of all, and marked as noisy, if less than three were quiet."""
-    quiet = [block for block in blocks if block.quiet]
-    noisy = len(quiet) < min(3, len(blocks))
-    q1, median, q3 = np.percentile([block.seconds for block in (blocks if noisy else quiet)], [25, 50, 75]).tolist()
-    return {
-        "median": median,
-        "q1": q1,
-        "q3": q3,
-        "noisy": noisy,
-        "calls_per_block": calls,
-        "blocks": [{"seconds": block.seconds, "others": block.others} for block in blocks],
-    }
-
-
-def measure(case: Case, mode: str, threads: int, rivals: list[str], options: argparse.Namespace) -> list[dict]:
-    """Check, set up and time all rivals of one case: a row for each, with its figures, or why there are none."""
-    rows, runners = {}, {}
-    exact, first = exact_results(case, mode), None
-    whole = problem(case)
-    for rival in rivals:
-        rows[rival] = row = {"case": case.name, "mode": mode, "threads": threads, "rival": rival}
-        try:
-            row["error"], row["error_in"] = check(case, mode, rival, threads, exact)
-            runner = RIVALS[rival](whole, mode, threads)
-            results = runner.read(runner.run())
-            if first is None:
-                first = results
-            worst(results, first, FULL_TOLERANCE[case.dtype])
-            runners[rival] = runner
-        except Missing as reason:
-            row["missing"] = str(reason)
-        except Wrong as reason:
-            row["wrong"] = str(reason)
-    if runners:
-        for rival, figures in time_in_turns(runners, options.rounds, options.block, options.budget).items():
-            rows[rival] |= figures
-    return list(rows.values())
-
-
-def import_times(runs: int) -> dict[str, float]:
-    """Seconds that `import fastlstm` takes after `import numpy`, and NumPy's own, in fresh interpreters."""
-    code = "import time as t; a = t.perf_counter(); import numpy; b = t.perf_counter(); import fastlstm"
-    code += "; print(b - a, t.perf_counter() - b)"
-    command = [sys.executable, "-c", code]
-    subprocess.run(command, check=True, capture_output=True)  # reads the files into the page cache
-    printed = [subprocess.run(command, check=True, capture_output=True, text=True).stdout for _ in range(runs)]
-    times = np.array([[float(word) for word in line.split()] for line in printed])
-    q1, median, q3 = np.percentile(times[:, 1], [25, 50, 75]).tolist()
-    return {"numpy": float(np.median(times[:, 0])), "median": median, "q1": q1, "q3": q3, "runs": runs}
-
-
-# Where and what
-
-
-def machine() -> dict[str, Any]:
-    names = [line.split(":")[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")]
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    load = os.getloadavg()[0]
-    return {"cpu": (names or [platform.processor()])[0], "cores": cores, "system": platform.platform(), "load": load}
-
-
-def _lines(path: str) -> list[str]:
-    return Path(path).read_text().splitlines() if Path(path).exists() else []
-
-
-def commit() -> dict[str, Any]:
-    """The commit of the checkout, and whether it was changed; None outside of one. (The build may be an older one.)"""
-
-    def git(*arguments: str) -> str | None:
-        try:
-            done = subprocess.run(["git", *arguments], cwd=HERE, capture_output=True, text=True)
-        except OSError:
-            return None
-        return done.stdout.strip() if done.returncode == 0 else None
-
-    head = git("rev-parse", "--verify", "HEAD")
-    return {"commit": head, "changed": bool(git("status", "--porcelain")) if head else None}
+def time_all(report: dict[str, Any], options: argparse.Namespace, path: Path) -> None:
+    """All entries on each number of threads. Each gets the part of the time left that its cost has in what is left."""
+    settings = Settings(options.rounds, options.block, options.limit)
+    rivals = [OURS, *(name for name in RIVALS if name != OURS and name in options.rivals)]
+    plan = entries(choose(options.cases), options.modes, rivals)
+    costs = {threads: [cost(entry, threads, settings) for entry in plan] for threads in options.threads}
+    left = sum(map(sum, costs.values()))
+    deadline = time.perf_counter() + 60 * options.minutes
+    print(f"{len(plan) * len(costs)} entries, about {min(left / 60, options.minutes):.0f} minutes")
+    with tqdm(total=round(left), unit="s", bar_format="{l_bar}{bar}| {elapsed}<{remaining}", dynamic_ncols=True) as bar:
+        for threads in options.threads:
+            with Team(threads, options.limit) as team:
+                for (case, mode, names), share in zip(plan, costs[threads], strict=True):
+                    bar.set_description(f"{case.name} {mode}, {threads} threads")
+                    budget = (deadline - time.perf_counter()) * share / max(left, share)
+                    report["rows"] += measure(case, mode, team, names, settings, budget)
+                    save(path, report)
+                    left -= share
+                    bar.update(min(round(share), bar.total - bar.n))
 
 
 def save(path: Path, report: dict[str, Any]) -> None:
@@ -237,61 +76,83 @@ def save(path: Path, report: dict[str, Any]) -> None:
     draft.replace(path)
 
 
+def described(case: Case) -> dict[str, Any]:
+    """A case as the report needs it: its fields, and what its limit follows from."""
+    groups = [name for name in GROUPS if matches(case, name)]
+    return asdict(case) | {
+        "group": groups[0] if groups else "",
+        "flops": {mode: case.flops(mode) for mode in case.modes},
+        "weights": case.weights(),
+    }
+
+
 def main(argv: list[str] | None = None) -> int:
     options = parse(argv)
-    cases = choose(options.cases or [case.name for case in CASES])
+    if options.profile:
+        print(profile(choose([options.profile])[0], options.threads))
+        return 0
+    cases = choose(options.cases)
     path = options.folder / f"{options.name}.json"
     report: dict[str, Any] = {
         "name": options.name,
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        **commit(),
-        "machine": machine(),
-        "versions": {"python": platform.python_version(), "fastlstm": fastlstm.__version__, **versions()},
-        "build": fastlstm.build_config(),
-        "settings": {"rounds": options.rounds, "block": options.block, "budget": options.budget},
-        "import": import_times(options.imports),
-        "cases": {case.name: {**vars(case), "flops": {mode: case.flops(mode) for mode in MODES}} for case in cases},
+        **facts(),
+        "settings": {name: getattr(options, name) for name in ("rounds", "block", "minutes", "limit")},
+        "import": import_times(3 if options.quick else 15),
+        "cases": {case.name: described(case) for case in cases},
+        "ceilings": ceilings.measure(options.threads, options.largest),
         "rows": [],
     }
-    rivals = [OURS, *(rival for rival in RIVALS if rival != OURS and rival in options.rivals)]
-    controller = ThreadpoolController()
-    plan = [(case, mode, threads) for case in cases for mode in options.modes for threads in options.threads]
-    with tqdm(plan, unit="case", dynamic_ncols=True) as bar:
-        for case, mode, threads in bar:
-            bar.set_description(f"{case.name} {mode}, {threads} threads")
-            with controller.limit(limits=threads, user_api="blas"):
-                report["rows"] += measure(case, mode, threads, rivals, options)
-            save(path, report)
-    wrong = [row for row in report["rows"] if "wrong" in row]
-    for row in wrong:
-        print(f"WRONG: {row['rival']} in {row['case']}, {row['mode']}, {row['threads']} threads: {row['wrong']}")
+    if "times" in options.parts:
+        time_all(report, options, path)
+    for part in (name for name in PARTS if name in options.parts):
+        report[part] = PARTS[part](options)
+    report["ceilings"] = ceilings.best(report["ceilings"], ceilings.measure(options.threads, options.largest))
+    save(path, report)
+    for kind in ("wrong", "crashed"):
+        for row in (row for row in report["rows"] if kind in row):
+            print(
+                f"{kind.upper()}: {row['rival']} in {row['case']}, {row['mode']}, {row['threads']} threads: {row[kind]}"
+            )
     for reason in dict.fromkeys(f"{row['rival']}: {row['missing']}" for row in report["rows"] if "missing" in row):
         print(f"missing: {reason}")
     print(f"{path}\nnow: python bench/report.py {path}")
-    return 1 if wrong else 0
+    return 1 if any("wrong" in row or (row["rival"] == OURS and "crashed" in row) for row in report["rows"]) else 0
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     cores = machine()["cores"]
-    parser.add_argument("--quick", action="store_true", help=f"a minute or two: {', '.join(QUICK)}, few short blocks")
-    parser.add_argument("--cases", nargs="+", metavar="NAME", help="names or patterns such as 'row_*'; default all")
-    parser.add_argument("--rivals", nargs="*", choices=list(RIVALS), default=list(RIVALS), help="beside fastlstm")
-    parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES))
-    parser.add_argument("--threads", nargs="+", type=int, default=[n for n in (1, 2) if n <= cores])
-    parser.add_argument("--rounds", type=int, help="quiet blocks for each rival (default 9; quick 3)")
-    parser.add_argument("--block", type=float, help="seconds of a block (default 0.2; quick 0.05)")
-    parser.add_argument("--budget", type=float, help="seconds after which a case gets no more rounds (default 60)")
-    parser.add_argument("--name", default=time.strftime("%Y-%m-%d"), help="of the file; default today")
-    parser.add_argument("--folder", type=Path, default=HERE / "results")
+    add = parser.add_argument
+    add("--quick", action="store_true", help=f"within 3 minutes: {', '.join(QUICK)}; few short blocks, few rivals")
+    add("--cases", nargs="+", metavar="NAME", help=f"groups ({', '.join(GROUPS)}), names or patterns; default all")
+    add("--rivals", nargs="*", choices=list(RIVALS), metavar="RIVAL", help=f"beside {OURS}: {', '.join(RIVALS)}")
+    add("--modes", nargs="+", choices=MODES, default=list(MODES))
+    add("--threads", nargs="+", type=int, default=[n for n in (1, 2) if n <= cores])
+    add(
+        "--parts", nargs="+", choices=("times", *PARTS), help="default all, and times alone if quick or cases are given"
+    )
+    add("--profile", metavar="CASE", help="say where the time of one case goes, and nothing else")
+    add("--rounds", type=int, help="quiet blocks for each rival (default 7; quick 3)")
+    add("--block", type=float, help="seconds of a block (default 0.1; quick 0.05)")
+    add("--minutes", type=float, help="after which no case gets more than three blocks a rival (default 40; quick 2.5)")
+    add("--limit", type=float, default=120.0, help="seconds after which a rival that does not answer has crashed")
+    add("--largest", type=int, default=ceilings.LARGEST, help="megabytes read to measure the memory's bandwidth")
+    add("--name", default=time.strftime("%Y-%m-%d"), help="of the file; default today")
+    add("--folder", type=Path, default=HERE / "results")
     options = parser.parse_args(argv)
     quick = options.quick
-    options.cases = options.cases or (list(QUICK) if quick else None)
-    defaults = {"rounds": 3 if quick else 9, "block": 0.05 if quick else 0.2, "budget": 10.0 if quick else 60.0}
+    defaults = {
+        "parts": ["times"] if quick or options.cases else ["times", *PARTS],
+        "cases": list(QUICK) if quick else [case.name for case in CASES],
+        "rivals": list(QUICK_RIVALS) if quick else list(RIVALS),
+        "rounds": 3 if quick else 7,
+        "block": 0.05 if quick else 0.1,
+        "minutes": 2.5 if quick else 40.0,
+    }
     for name, value in defaults.items():
         if getattr(options, name) is None:
             setattr(options, name, value)
-    options.imports = 3 if quick else 15
     return options
 
 
