@@ -92,7 +92,7 @@ class Forward : public LayerPass {
 
   bool hoisted() const { return plan_.hoisted_steps > 1; }
   // The most rows of one product.
-  int64_t scratch_rows() const { return std::max(plan_.row_block, plan_.hoisted_steps * shape_.B); }
+  int64_t scratch_rows() const { return std::max(plan_.row_block, hoisted() ? plan_.hoisted_steps * shape_.B : 0); }
 
   Member member(int rank) const {
     const int index = rank % plan_.unit_groups;

@@ -33,7 +33,7 @@ Plan plan_forward(const Shape& shape, const Layout& layout, int64_t element_byte
 Plan plan_backward(const Shape& shape, const Layout& layout, int64_t element_bytes, int threads);
 
 // Terms of one chain of a long product: its error grows with its length, and each end of a chain costs a little time.
-constexpr int64_t kChain = 128;
+constexpr int64_t kChain = 128;  // at most 512: whole numbers of int8 and int16 must not overflow 32 bits
 // An input of at most so many columns is a chain of its own in the product of h; of more, a product of its own.
 constexpr int64_t kJoinedInputs = kChain;
 // One of so few shares the first chain of h.

@@ -27,7 +27,8 @@ class StreamObject {
     return std::visit([&](const auto& stream) { return call_of(*stream, x, out); }, stream_);
   }
 
-  py::tuple state() const {
+  py::tuple state() {
+    const Busy busy(busy_);
     return std::visit([&](const auto& stream) { return state_of(*stream); }, stream_);
   }
 

@@ -8,7 +8,6 @@ else H. Gates stand in the order i f g o in every 4H axis. Gradients have the pr
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -18,8 +17,9 @@ import numpy.typing as npt
 
 from .dropout import drop, dropout_mask
 from .gradients import Gradients
+from .layouts import Layout, check_input, check_options, deliver, enter_states, or_zeros
 from .masking import check_lengths, check_mask
-from .weights import WeightSpec, check_array, check_weights, weight_suffix
+from .weights import WeightSpec, check_weights, weight_suffix
 
 __all__ = ["Tape", "cell_backward", "cell_forward", "lstm_backward", "lstm_forward"]
 
@@ -156,37 +156,6 @@ def direction_backward(
 # The whole net: layers, directions and layouts.
 
 
-class Layout(NamedTuple):
-    """How the caller's arrays lie; inside, sequences are `[T,B,..]` and states `[L*D,B,..]`, which no layout swaps."""
-
-    steps: int
-    batch: int
-    batch_first: bool
-    unbatched: bool
-
-    def sequence(self, *size: int) -> tuple[int, ...]:
-        """The caller's shape of a sequence `[T,B,*size]`."""
-        if self.unbatched:
-            return (self.steps, *size)
-        return (self.batch, self.steps, *size) if self.batch_first else (self.steps, self.batch, *size)
-
-    def state(self, rows: int, size: int) -> tuple[int, ...]:
-        """The caller's shape of a state `[rows,B,size]`."""
-        return (rows, size) if self.unbatched else (rows, self.batch, size)
-
-    def enter(self, a: np.ndarray) -> np.ndarray:
-        return a[:, None] if self.unbatched else a.swapaxes(0, 1) if self.batch_first else a
-
-    def leave(self, a: np.ndarray) -> np.ndarray:
-        return a[:, 0] if self.unbatched else np.ascontiguousarray(a.swapaxes(0, 1)) if self.batch_first else a
-
-    def enter_state(self, a: np.ndarray) -> np.ndarray:
-        return a[:, None] if self.unbatched else a
-
-    def leave_state(self, a: np.ndarray) -> np.ndarray:
-        return a[:, 0] if self.unbatched else a
-
-
 @dataclass(frozen=True)
 class Tape:
     """What `lstm_backward` needs of one `lstm_forward`: copies, which neither the caller nor backward ever writes."""
@@ -240,9 +209,9 @@ def lstm_forward(
     """
     spec = WeightSpec.from_weights(weights)
     weights = check_weights(spec, weights, weights["weight_ih_l0"].dtype)
-    layout = _check_input(x, weights["weight_ih_l0"], batch_first)
-    h0, c0 = _enter_states("state", ("h0", "c0"), state, spec, layout, x.dtype)
-    _check_options(spec, masked_output, training, dropout, dropout_seed)
+    layout = check_input(x, weights["weight_ih_l0"], batch_first)
+    h0, c0 = enter_states("state", ("h0", "c0"), state, spec, layout, x.dtype)
+    check_options(spec, masked_output, training, dropout, dropout_seed)
     directions = _directions(spec, layout, lengths, mask, reset)
     counts = directions[0].counts
     h_n, c_n = np.empty_like(h0), np.empty_like(c0)
@@ -269,7 +238,7 @@ def lstm_forward(
         tape.kept.append(kept)
     if masked_output == "zero":
         output = np.where(counts, output, 0)
-    y = _deliver(layout.leave(output), out, x)
+    y = deliver(layout.leave(output), out, x)
     cells = [layout.leave(np.concatenate(all_c, axis=-1))] if return_cells else []
     return (y, (layout.leave_state(h_n), layout.leave_state(c_n)), *cells, tape if training else None)
 
@@ -300,9 +269,9 @@ def lstm_backward(
         raise TypeError(f"tape is a {type(tape).__qualname__}, expected the tape of a training reference.lstm_forward")
     spec, layout, first = tape.spec, tape.layout, tape.layers[0][0]
     D, dtype = spec.num_directions, first.x.dtype
-    d_output = layout.enter(_or_zeros("dy", dy, layout.sequence(D * spec.hidden_output), dtype))
-    d_cells = layout.enter(_or_zeros("dcells", dcells, layout.sequence(D * spec.hidden_size), dtype))
-    dh_n, dc_n = _enter_states("dstate", ("dh_n", "dc_n"), dstate, spec, layout, dtype)
+    d_output = layout.enter(or_zeros("dy", dy, layout.sequence(D * spec.hidden_output), dtype))
+    d_cells = layout.enter(or_zeros("dcells", dcells, layout.sequence(D * spec.hidden_size), dtype))
+    dh_n, dc_n = enter_states("dstate", ("dh_n", "dc_n"), dstate, spec, layout, dtype)
     if tape.masked_output == "zero":
         d_output = np.where(first.steps.counts, d_output, 0)
     dh0, dc0 = np.empty_like(dh_n), np.empty_like(dc_n)
@@ -361,63 +330,3 @@ def _directions(
     cut_reverse = np.concatenate([cut[1:], np.zeros_like(cut[:1])])
     both = [(cut, False), (cut_reverse, True)]
     return [Steps(counts[..., None], cuts[..., None], reverse) for cuts, reverse in both[: spec.num_directions]]
-
-
-def _deliver(y: np.ndarray, out: np.ndarray | None, x: np.ndarray) -> np.ndarray:
-    if out is None:
-        return y
-    if not (check_array("out", out, y.shape, y.dtype).flags.carray and not np.shares_memory(out, x)):
-        raise ValueError("out is read-only, not C-contiguous or overlaps x, expected a writable array of its own")
-    out[...] = y
-    return out
-
-
-def _check_input(x: np.ndarray, w_x: np.ndarray, batch_first: bool) -> Layout:
-    batched, size = ("(B, T, {0})" if batch_first else "(T, B, {0})"), w_x.shape[1]
-    if check_array("x", x).ndim not in (2, 3) or x.shape[-1] != size:
-        raise ValueError(
-            f"x has shape {x.shape}, but weight_ih_l0 {w_x.shape} needs input size {size}: "
-            f"expected {batched.format(size)}, or (T, {size}) unbatched"
-        )
-    if w_x.dtype.kind != "f":
-        raise TypeError(f"the weights have dtype {w_x.dtype}, expected float32 or float64")
-    check_array("x", x, dtype=w_x.dtype)
-    steps, batch = (len(x), 1) if x.ndim == 2 else x.shape[1::-1] if batch_first else x.shape[:2]
-    return Layout(steps, batch, batch_first, unbatched=x.ndim == 2)
-
-
-def _check_options(
-    spec: WeightSpec, masked_output: str, training: bool, dropout: float, dropout_seed: int | None
-) -> None:
-    if masked_output not in ("zero", "repeat"):
-        raise ValueError(f'masked_output is {masked_output!r}, expected "zero" or "repeat"')
-    if not 0 <= dropout <= 1:
-        raise ValueError(f"dropout is {dropout}, expected a probability from 0 to 1")
-    if not (training and dropout and spec.num_layers > 1):
-        return
-    if dropout_seed is None or not 0 <= operator.index(dropout_seed) < 2**64:
-        got = f"dropout is {dropout}, but dropout_seed is {dropout_seed}"
-        raise ValueError(f"{got}: expected an integer from 0 to 2**64 - 1")
-
-
-def _enter_states(
-    name: str,
-    names: tuple[str, str],
-    states: tuple[np.ndarray | None, np.ndarray | None] | None,
-    spec: WeightSpec,
-    layout: Layout,
-    dtype: np.dtype[Any],
-) -> tuple[np.ndarray, np.ndarray]:
-    """Both halves as `[L*D,B,..]`; None is zeros."""
-    if states is None:
-        states = None, None
-    if not isinstance(states, (tuple, list)) or len(states) != 2:
-        raise TypeError(f"{name} is a {type(states).__qualname__}, expected a pair ({names[0]}, {names[1]})")
-    rows = spec.num_layers * spec.num_directions
-    h = _or_zeros(names[0], states[0], layout.state(rows, spec.hidden_output), dtype)
-    c = _or_zeros(names[1], states[1], layout.state(rows, spec.hidden_size), dtype)
-    return layout.enter_state(h), layout.enter_state(c)
-
-
-def _or_zeros(name: str, array: np.ndarray | None, shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray:
-    return np.zeros(shape, dtype) if array is None else check_array(name, array, shape, dtype)

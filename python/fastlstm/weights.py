@@ -5,6 +5,7 @@ Letters: I input, H hidden, P projection, D directions, L layers; Hout = P if th
 
 from __future__ import annotations
 
+import functools
 import operator
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -85,19 +86,7 @@ class WeightSpec:
         >>> WeightSpec(8, 5, bias=False).shapes()
         {'weight_ih_l0': (20, 8), 'weight_hh_l0': (20, 5)}
         """
-        shapes: dict[str, tuple[int, ...]] = {}
-        gates = 4 * self.hidden_size
-        for layer in range(self.num_layers):
-            layer_input = self.input_size if layer == 0 else self.output_size
-            for direction in range(self.num_directions):
-                suffix = weight_suffix(layer, direction)
-                shapes["weight_ih" + suffix] = (gates, layer_input)
-                shapes["weight_hh" + suffix] = (gates, self.hidden_output)
-                if self.bias:
-                    shapes["bias_ih" + suffix] = shapes["bias_hh" + suffix] = (gates,)
-                if self.proj_size:
-                    shapes["weight_hr" + suffix] = (self.proj_size, self.hidden_size)
-        return shapes
+        return dict(_shapes(self))
 
     @classmethod
     def from_weights(cls, weights: Mapping[str, np.ndarray]) -> WeightSpec:
@@ -135,6 +124,23 @@ class WeightSpec:
         return spec
 
 
+@functools.lru_cache(maxsize=256)  # a training step asks for them at every call
+def _shapes(spec: WeightSpec) -> dict[str, tuple[int, ...]]:
+    shapes: dict[str, tuple[int, ...]] = {}
+    gates = 4 * spec.hidden_size
+    for layer in range(spec.num_layers):
+        layer_input = spec.input_size if layer == 0 else spec.output_size
+        for direction in range(spec.num_directions):
+            suffix = weight_suffix(layer, direction)
+            shapes["weight_ih" + suffix] = (gates, layer_input)
+            shapes["weight_hh" + suffix] = (gates, spec.hidden_output)
+            if spec.bias:
+                shapes["bias_ih" + suffix] = shapes["bias_hh" + suffix] = (gates,)
+            if spec.proj_size:
+                shapes["weight_hr" + suffix] = (spec.proj_size, spec.hidden_size)
+    return shapes
+
+
 def check_array(
     name: str, array: object, shape: tuple[int, ...] | None = None, dtype: np.dtype[Any] | None = None
 ) -> np.ndarray:
@@ -159,12 +165,12 @@ def check_array(
 
 
 def _check_names_and_shapes(spec: WeightSpec, weights: Mapping[str, np.ndarray]) -> None:
-    shapes = spec.shapes()
+    shapes = _shapes(spec)
     missing = [name for name in shapes if name not in weights]
-    unexpected = [str(name) for name in weights if name not in shapes]
     if missing:
         raise ValueError(f"weights lacks {', '.join(missing)}: expected the weights of {spec}")
-    if unexpected:
+    if len(weights) != len(shapes):
+        unexpected = [str(name) for name in weights if name not in shapes]
         raise ValueError(f"weights has unexpected {', '.join(unexpected)}: expected the weights of {spec}")
     for name, shape in shapes.items():
         array = check_array(name, weights[name])
@@ -187,8 +193,14 @@ def check_weights(spec: WeightSpec, weights: Mapping[str, np.ndarray], dtype: np
     TypeError: weight_ih_l0 has dtype float64, expected float32: convert it with weight_ih_l0.astype(np.float32)
     """
     _check_names_and_shapes(spec, weights)
-    arrays = {name: check_array(name, weights[name], shape, np.dtype(dtype)) for name, shape in spec.shapes().items()}
-    return {name: np.require(array, requirements=["C", "A", "E"]) for name, array in arrays.items()}
+    dtype = np.dtype(dtype)
+    arrays = {name: check_array(name, weights[name], shape, dtype) for name, shape in _shapes(spec).items()}
+    return {name: _contiguous(array) for name, array in arrays.items()}
+
+
+def _contiguous(array: np.ndarray) -> np.ndarray:
+    plain = type(array) is np.ndarray and array.flags.c_contiguous and array.flags.aligned
+    return array if plain else np.require(array, requirements=["C", "A", "E"])
 
 
 def initial_weights(

@@ -1,0 +1,101 @@
+"""How a caller's arrays lie, and what they must be: what `reference` checks and rearranges before it computes."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .weights import WeightSpec, check_array
+
+
+class Layout(NamedTuple):
+    """How the caller's arrays lie; inside, sequences are `[T,B,..]` and states `[L*D,B,..]`, which no layout swaps."""
+
+    steps: int
+    batch: int
+    batch_first: bool
+    unbatched: bool
+
+    def sequence(self, *size: int) -> tuple[int, ...]:
+        """The caller's shape of a sequence `[T,B,*size]`."""
+        if self.unbatched:
+            return (self.steps, *size)
+        return (self.batch, self.steps, *size) if self.batch_first else (self.steps, self.batch, *size)
+
+    def state(self, rows: int, size: int) -> tuple[int, ...]:
+        """The caller's shape of a state `[rows,B,size]`."""
+        return (rows, size) if self.unbatched else (rows, self.batch, size)
+
+    def enter(self, a: np.ndarray) -> np.ndarray:
+        return a[:, None] if self.unbatched else a.swapaxes(0, 1) if self.batch_first else a
+
+    def leave(self, a: np.ndarray) -> np.ndarray:
+        return a[:, 0] if self.unbatched else np.ascontiguousarray(a.swapaxes(0, 1)) if self.batch_first else a
+
+    def enter_state(self, a: np.ndarray) -> np.ndarray:
+        return a[:, None] if self.unbatched else a
+
+    def leave_state(self, a: np.ndarray) -> np.ndarray:
+        return a[:, 0] if self.unbatched else a
+
+
+def deliver(y: np.ndarray, out: np.ndarray | None, x: np.ndarray) -> np.ndarray:
+    if out is None:
+        return y
+    if not (check_array("out", out, y.shape, y.dtype).flags.carray and not np.shares_memory(out, x)):
+        raise ValueError("out is read-only, not C-contiguous or overlaps x, expected a writable array of its own")
+    out[...] = y
+    return out
+
+
+def check_input(x: np.ndarray, w_x: np.ndarray, batch_first: bool) -> Layout:
+    batched, size = ("(B, T, {0})" if batch_first else "(T, B, {0})"), w_x.shape[1]
+    if check_array("x", x).ndim not in (2, 3) or x.shape[-1] != size:
+        raise ValueError(
+            f"x has shape {x.shape}, but weight_ih_l0 {w_x.shape} needs input size {size}: "
+            f"expected {batched.format(size)}, or (T, {size}) unbatched"
+        )
+    if w_x.dtype.kind != "f":
+        raise TypeError(f"the weights have dtype {w_x.dtype}, expected float32 or float64")
+    check_array("x", x, dtype=w_x.dtype)
+    steps, batch = (len(x), 1) if x.ndim == 2 else x.shape[1::-1] if batch_first else x.shape[:2]
+    return Layout(steps, batch, batch_first, unbatched=x.ndim == 2)
+
+
+def check_options(
+    spec: WeightSpec, masked_output: str, training: bool, dropout: float, dropout_seed: int | None
+) -> None:
+    if masked_output not in ("zero", "repeat"):
+        raise ValueError(f'masked_output is {masked_output!r}, expected "zero" or "repeat"')
+    if not 0 <= dropout <= 1:
+        raise ValueError(f"dropout is {dropout}, expected a probability from 0 to 1")
+    if not (training and dropout and spec.num_layers > 1):
+        return
+    if dropout_seed is None or not 0 <= operator.index(dropout_seed) < 2**64:
+        got = f"dropout is {dropout}, but dropout_seed is {dropout_seed}"
+        raise ValueError(f"{got}: expected an integer from 0 to 2**64 - 1")
+
+
+def enter_states(
+    name: str,
+    names: tuple[str, str],
+    states: tuple[np.ndarray | None, np.ndarray | None] | None,
+    spec: WeightSpec,
+    layout: Layout,
+    dtype: np.dtype[Any],
+) -> tuple[np.ndarray, np.ndarray]:
+    """Both halves as `[L*D,B,..]`; None is zeros."""
+    if states is None:
+        states = None, None
+    if not isinstance(states, (tuple, list)) or len(states) != 2:
+        raise TypeError(f"{name} is a {type(states).__qualname__}, expected a pair ({names[0]}, {names[1]})")
+    rows = spec.num_layers * spec.num_directions
+    h = or_zeros(names[0], states[0], layout.state(rows, spec.hidden_output), dtype)
+    c = or_zeros(names[1], states[1], layout.state(rows, spec.hidden_size), dtype)
+    return layout.enter_state(h), layout.enter_state(c)
+
+
+def or_zeros(name: str, array: np.ndarray | None, shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray:
+    return np.zeros(shape, dtype) if array is None else check_array(name, array, shape, dtype)
