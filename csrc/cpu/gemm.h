@@ -58,10 +58,10 @@ FASTLSTM_INLINE inline void tile_step(Tile<T, ROWS, NV>& tile, const T* const (&
 constexpr int kUnroll = FASTLSTM_TILE_ASM ? 4 : 1;
 
 // Each tile asks for one of every four lines of the next panel, so that four tiles of rows fetch it whole: what the hardware
-// fetches by itself ends with every page. Worth an instruction only where a round of the loop reads four lines.
+// fetches by itself ends with every page. Worth an instruction only where a round of the loop reads four lines for many rows.
 constexpr int64_t kLine = 64;
-template <class T, class W>
-constexpr bool kPrefetches = kPanel<T> * int64_t(sizeof(W)) * kUnroll >= 4 * kLine;
+template <class T, class W, int ROWS>
+constexpr bool kPrefetches = ROWS > 3 && kPanel<T> * int64_t(sizeof(W)) * kUnroll >= 4 * kLine;
 
 // tile += a . b over K. Row r of a starts at a[r]; a and b are left behind the last k. What lies `ahead` of b is prefetched.
 template <class T, class W, int ROWS, int NV>
@@ -77,23 +77,23 @@ FASTLSTM_INLINE inline void tile_run(Tile<T, ROWS, NV>& tile, int64_t K, const T
   int64_t k = 0;
   if (kUnroll > 1) {
     for (; k + kUnroll <= K; k += kUnroll) {
-      if (kPrefetches<T, W>) __builtin_prefetch(b + ahead, 0, 2);
+      if (kPrefetches<T, W, ROWS>) __builtin_prefetch(b + ahead, 0, 2);
       unrolled<kUnroll>([&](auto u) FASTLSTM_INLINE { tile_step(tile, a, u, b + u * kPanel<T>, panel_stride); });
       advance(kUnroll);
     }
   }
 #pragma GCC unroll 1
   for (; k < K; ++k) {
-    if (kPrefetches<T, W> && kUnroll == 1) __builtin_prefetch(b + ahead, 0, 2);
+    if (kPrefetches<T, W, ROWS> && kUnroll == 1) __builtin_prefetch(b + ahead, 0, 2);
     tile_step(tile, a, 0, b, panel_stride);
     advance(1);
   }
 }
 
-// ROWS rows by PANELS neighbouring panels of a Product. What the chains before have summed waits in c.
-template <class T, class W, int ROWS, int PANELS>
+// ROWS rows by the first NV vectors of the panels from `panel` on. What the chains before have summed waits in c.
+template <class T, class W, int ROWS, int NV>
 __attribute__((noinline)) void product_tile(const Product<T>& p, int64_t row, int64_t panel) {
-  using Sums = Tile<T, ROWS, PANELS * NR>;
+  using Sums = Tile<T, ROWS, NV>;
   const int64_t column = panel * kPanel<T>;
   Sums tile;
   const T* before = p.start ? p.start + row * p.start_stride + column : nullptr;
@@ -128,9 +128,9 @@ __attribute__((noinline)) void product_tile(const Product<T>& p, int64_t row, in
 }
 
 // The same on whole numbers, with a start: each chain of at most 128 terms is exact, then scaled and added to what is before.
-template <int ROWS, int PANELS>
+template <int ROWS, int NV>
 __attribute__((noinline)) void product_tile_int8(const Product<float>& p, int64_t row, int64_t panel) {
-  constexpr int NV = PANELS * NR, L = kLanes<float>;
+  constexpr int L = kLanes<float>;
   const int64_t column = panel * kPanel<float>;
   const float* before = p.start + row * p.start_stride + column;
   int64_t before_stride = p.start_stride;
@@ -186,56 +186,54 @@ inline void find_levels(const Product<float>& p) {
   }
 }
 
-template <class T, class W, int ROWS, int PANELS>
+template <class T, class W, int ROWS, int NV>
 FASTLSTM_INLINE inline void any_tile(const Product<T>& p, int64_t row, int64_t panel) {
   if constexpr (sizeof(W) == 1)
-    product_tile_int8<ROWS, PANELS>(p, row, panel);
+    product_tile_int8<ROWS, NV>(p, row, panel);
   else
-    product_tile<T, W, ROWS, PANELS>(p, row, panel);
+    product_tile<T, W, ROWS, NV>(p, row, panel);
 }
 
-template <class T, class W, int PANELS>
+template <class T, class W, int NV>
 inline void product_rows(const Product<T>& p, int rows, int64_t row, int64_t panel) {
-  switch (rows) {
-    case 1:
-      return any_tile<T, W, 1, PANELS>(p, row, panel);
-    case 2:
-      return any_tile<T, W, 2, PANELS>(p, row, panel);
-    case 3:
-      return any_tile<T, W, 3, PANELS>(p, row, panel);
-    case 4:
-      return any_tile<T, W, 4, PANELS>(p, row, panel);
-    case 5:
-      return any_tile<T, W, 5, PANELS>(p, row, panel);
-    default:
-      return any_tile<T, W, 6, PANELS>(p, row, panel);
+  unrolled<MR>([&](auto r) FASTLSTM_INLINE {
+    if (rows == r + 1) any_tile<T, W, r + 1, NV>(p, row, panel);
+  });
+}
+
+// All rows of one panel, in an even split: 13 rows are 5 + 4 + 4, not 6 + 6 + 1.
+template <class T, class W, int NV>
+inline void product_panel(const Product<T>& p, int64_t panel) {
+  const int64_t tiles = (p.rows + MR - 1) / MR;
+  int64_t row = 0;
+  for (int64_t tile = 0; tile < tiles; ++tile) {
+    const int rows = int((p.rows - row + tiles - tile - 1) / (tiles - tile));
+    product_rows<T, W, NV>(p, rows, row, panel);
+    row += rows;
   }
 }
 
 // Few rows leave few chains: then several panels side by side keep the multipliers busy (8 or more sums in flight).
 template <class T, class W>
 void product_block(const Product<T>& p) {
+  const int64_t end = p.panel_end - (p.tail_vectors > 0);
   int64_t panel = p.panel_begin;
   if (p.rows == 1) {
     constexpr int WIDE = 8 / NR;
-    for (; panel + WIDE <= p.panel_end; panel += WIDE) any_tile<T, W, 1, WIDE>(p, 0, panel);
+    for (; panel + WIDE <= end; panel += WIDE) any_tile<T, W, 1, WIDE * NR>(p, 0, panel);
   } else if (p.rows <= (sizeof(W) == 2 ? 2 : 3)) {  // the mask of Bfloat16 takes the register that three rows leave
     constexpr int WIDE = NR < 4 ? 4 / NR : 1;
-    for (; panel + WIDE <= p.panel_end; panel += WIDE) {
-      if (p.rows == 2) any_tile<T, W, 2, WIDE>(p, 0, panel);
+    for (; panel + WIDE <= end; panel += WIDE) {
+      if (p.rows == 2) any_tile<T, W, 2, WIDE * NR>(p, 0, panel);
       if constexpr (sizeof(W) != 2)
-        if (p.rows == 3) any_tile<T, W, 3, WIDE>(p, 0, panel);
+        if (p.rows == 3) any_tile<T, W, 3, WIDE * NR>(p, 0, panel);
     }
   }
-  const int64_t tiles = (p.rows + MR - 1) / MR;
-  for (; panel < p.panel_end; ++panel) {
-    int64_t row = 0;
-    for (int64_t tile = 0; tile < tiles; ++tile) {  // an even split: 13 rows are 5 + 4 + 4, not 6 + 6 + 1
-      const int rows = int((p.rows - row + tiles - tile - 1) / (tiles - tile));
-      product_rows<T, W, 1>(p, rows, row, panel);
-      row += rows;
-    }
-  }
+  for (; panel < end; ++panel) product_panel<T, W, NR>(p, panel);
+  if constexpr (sizeof(W) == sizeof(T))
+    unrolled<NR - 1>([&](auto v) FASTLSTM_INLINE {
+      if (p.tail_vectors == v + 1) product_panel<T, W, v + 1>(p, panel);
+    });
 }
 
 // Long products go block by block, so that the rows of a stay in the second cache while all panels pass. A block ends where

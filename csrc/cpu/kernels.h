@@ -33,6 +33,7 @@ struct Product {
   int64_t levels_stride;
   bool levels_known;               // by an earlier product of the same a
   int64_t panel_begin, panel_end;  // columns panel * panel_begin onwards are computed
+  int tail_vectors;                // vectors of the last panel that are wanted; 0: all. Others than 0 with kWhole alone
   bool prefetch;                   // the panels do not come from a cache of this core
   const T* start;  // [rows, columns], rows start_stride apart (0: one row for all); null: zero; may be c
   int64_t start_stride;

@@ -245,6 +245,7 @@ class Backward {
     const bool whole = plan_.unit_groups == 1;
     p.panel_begin = whole ? 0 : me.blocks.begin / per_panel;
     p.panel_end = whole ? layout_.output_padded / layout_.panel : (me.blocks.end + per_panel - 1) / per_panel;
+    if (p.panel_end * layout_.panel > shape_.output()) p.tail_vectors = layout_.tail_vectors(shape_.output());
     p.c = dh_.data() + rows.begin * layout_.output_padded;
     p.c_stride = layout_.output_padded;
     if (time_.flags || shape_.P > 0) p.start = p.c, p.start_stride = p.c_stride;
@@ -312,6 +313,7 @@ class Backward {
       const int64_t rows = std::min(kDxRows, mine.end - begin);
       Product<T> p = d_pre_product(buffer + begin, rows, transposed_.dx);
       p.panel_end = layout_.input_padded / layout_.panel;
+      p.tail_vectors = layout_.tail_vectors(shape_.I);
       p.c = scratch;
       p.c_stride = layout_.input_padded;
       panels_.kernels.product(p);

@@ -21,6 +21,9 @@ struct Layout {
   // A row of operands is [gap | x | h], h aligned.
   int64_t h_offset, x_offset, operand_stride;
   int64_t d_pre_stride;
+
+  // Vectors that n columns take of their last panel; 0: all of them.
+  int tail_vectors(int64_t n) const { return int((n % panel + lanes - 1) / lanes % (panel / lanes)); }
 };
 
 template <class T>
