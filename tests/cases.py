@@ -250,6 +250,9 @@ DEEP_PROJECTED = WeightSpec(5, 11, num_layers=2, bidirectional=True, proj_size=3
 SHAPES = [
     Case("one_of_everything", WeightSpec(1, 1), 1, 1),
     Case("one_step", WeightSpec(3, 5), 1, 4),
+    Case("one_step_of_several_panels", WeightSpec(70, 67), 1, 3),
+    Case("one_step_deep", DEEP, 1, 16, lengths="any_order"),
+    Case("one_step_of_more_rows", DEEP, 1, 17, lengths="any_order"),
     Case("primes", WeightSpec(7, 13), 11, 5),
     Case("no_steps", DEEP_PROJECTED, 0, 3),
     Case("no_rows", DEEP_PROJECTED, 4, 0),

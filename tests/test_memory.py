@@ -76,7 +76,7 @@ TOO_LARGE = {
     "packed_weights": "large = fastlstm.LSTM(2**11, 2**11); limit(64); "
     "refused(lambda: large(np.zeros((1, 1, 2**11), np.float32)))",
     "transposed_weights": "large = fastlstm.LSTM(2**11, 2**11); "
-    "*_, tape = large.forward(np.zeros((1, 1, 2**11), np.float32)); limit(160); refused(lambda: large.backward(tape))",
+    "*_, tape = large.forward(np.zeros((2, 1, 2**11), np.float32)); limit(160); refused(lambda: large.backward(tape))",
 }
 
 

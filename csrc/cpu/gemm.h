@@ -61,7 +61,7 @@ constexpr int kUnroll = FASTLSTM_TILE_ASM ? 4 : 1;
 // fetches by itself ends with every page. Worth an instruction only where a round of the loop reads four lines for many rows.
 constexpr int64_t kLine = 64;
 template <class T, class W, int ROWS>
-constexpr bool kPrefetches = ROWS > 3 && kPanel<T> * int64_t(sizeof(W)) * kUnroll >= 4 * kLine;
+constexpr bool kPrefetches = ROWS > 3 && kPanel<T>* int64_t(sizeof(W)) * kUnroll >= 4 * kLine;
 
 // tile += a . b over K. Row r of a starts at a[r]; a and b are left behind the last k. What lies `ahead` of b is prefetched.
 template <class T, class W, int ROWS, int NV>
@@ -110,7 +110,8 @@ __attribute__((noinline)) void product_tile(const Product<T>& p, int64_t row, in
   const W* b = static_cast<const W*>(p.panels) + panel * p.panel_stride;
   T* const c = p.c + row * p.c_stride + column;
   constexpr int64_t kLineElements = kLine / int64_t(sizeof(W));
-  const int64_t ahead = p.prefetch ? p.panel_stride + row / (MR - 1) % 4 * kLineElements : 0;
+  const int64_t next = p.descending ? -p.panel_stride : p.panel_stride;
+  const int64_t ahead = p.prefetch ? next + row / (MR - 1) % 4 * kLineElements : 0;
   int64_t left = p.K, chain = p.K_first > 0 ? p.K_first : p.K;
   for (;;) {
     const int64_t K = chain < left ? chain : left;
@@ -216,23 +217,23 @@ inline void product_panel(const Product<T>& p, int64_t panel) {
 // Few rows leave few chains: then several panels side by side keep the multipliers busy (8 or more sums in flight).
 template <class T, class W>
 void product_block(const Product<T>& p) {
+  constexpr int WIDE_1 = 8 / NR, WIDE_2 = NR < 4 ? 4 / NR : 1;
   const int64_t end = p.panel_end - (p.tail_vectors > 0);
-  int64_t panel = p.panel_begin;
-  if (p.rows == 1) {
-    constexpr int WIDE = 8 / NR;
-    for (; panel + WIDE <= end; panel += WIDE) any_tile<T, W, 1, WIDE * NR>(p, 0, panel);
-  } else if (p.rows <= (sizeof(W) == 2 ? 2 : 3)) {  // the mask of Bfloat16 takes the register that three rows leave
-    constexpr int WIDE = NR < 4 ? 4 / NR : 1;
-    for (; panel + WIDE <= end; panel += WIDE) {
-      if (p.rows == 2) any_tile<T, W, 2, WIDE * NR>(p, 0, panel);
-      if constexpr (sizeof(W) != 2)
-        if (p.rows == 3) any_tile<T, W, 3, WIDE * NR>(p, 0, panel);
-    }
-  }
-  for (; panel < end; ++panel) product_panel<T, W, NR>(p, panel);
+  int64_t first = p.panel_begin;
+  // function(panel) for as many groups of neighbouring panels as are left.
+  const auto each = [&](int64_t width, auto function) FASTLSTM_INLINE {
+    const int64_t groups = end > first ? (end - first) / width : 0;
+    for (int64_t i = 0; i < groups; ++i) function(first + (p.descending ? groups - 1 - i : i) * width);
+    first += groups * width;
+  };
+  if (p.rows == 1) each(WIDE_1, [&](int64_t panel) FASTLSTM_INLINE { any_tile<T, W, 1, WIDE_1 * NR>(p, 0, panel); });
+  if (p.rows == 2) each(WIDE_2, [&](int64_t panel) FASTLSTM_INLINE { any_tile<T, W, 2, WIDE_2 * NR>(p, 0, panel); });
+  if constexpr (sizeof(W) != 2)  // the mask of Bfloat16 takes the register that three rows leave
+    if (p.rows == 3) each(WIDE_2, [&](int64_t panel) FASTLSTM_INLINE { any_tile<T, W, 3, WIDE_2 * NR>(p, 0, panel); });
+  each(1, [&](int64_t panel) FASTLSTM_INLINE { product_panel<T, W, NR>(p, panel); });
   if constexpr (sizeof(W) == sizeof(T))
     unrolled<NR - 1>([&](auto v) FASTLSTM_INLINE {
-      if (p.tail_vectors == v + 1) product_panel<T, W, v + 1>(p, panel);
+      if (p.tail_vectors == v + 1) product_panel<T, W, v + 1>(p, end);
     });
 }
 
@@ -319,6 +320,32 @@ void outer_sum(const OuterSum<T>& s) {
         store(at, fresh ? total[j] : load(at) + total[j]);
       });
     }
+  }
+}
+
+template <class T, int NV>
+FASTLSTM_INLINE inline void outer_vectors(const OuterRows<T>& s, int64_t column, int64_t k) {
+  Vec<T> sum[NV] = {};
+  for (int64_t row = 0; row < s.rows; ++row) {
+    const Vec<T> b = broadcast<Vec<T>>(s.b[row * s.b_stride + column]);
+    unrolled<NV>([&](auto j)
+                     FASTLSTM_INLINE { sum[j] = fma(b, load(s.a + row * s.a_stride + k + j * kLanes<T>), sum[j]); });
+  }
+  T* to = s.to + column * s.columns_a + k;
+  const int64_t left = s.columns_a - k;
+  if (NV == 1 && left < kLanes<T>)
+    store(to, sum[0], int(left));
+  else
+    unrolled<NV>([&](auto j) FASTLSTM_INLINE { store(to + j * kLanes<T>, sum[j]); });
+}
+
+template <class T>
+void outer_rows(const OuterRows<T>& s) {
+  constexpr int NV = 4;
+  for (int64_t column = 0; column < s.columns_b; ++column) {
+    int64_t k = 0;
+    for (; k + NV * kLanes<T> <= s.columns_a; k += NV * kLanes<T>) outer_vectors<T, NV>(s, column, k);
+    for (; k < s.columns_a; k += kLanes<T>) outer_vectors<T, 1>(s, column, k);
   }
 }
 

@@ -75,7 +75,9 @@ void step_forward(StepForward<T>& s) {
                                  : (flagged ? cell_rows_forward<T, false, true> : cell_rows_forward<T, false, false>);
   // A single row runs two blocks of units at once, see product().
   const int64_t group = s.gates.rows == 1 ? 2 : 1;
-  for (int64_t block = s.block_begin; block < s.block_end; block += group) {
+  const int64_t groups = (s.block_end - s.block_begin + group - 1) / group;
+  for (int64_t i = 0; i < groups; ++i) {
+    const int64_t block = s.block_begin + (s.gates.descending ? groups - 1 - i : i) * group;
     const int64_t blocks = s.block_end - block < group ? s.block_end - block : group;
     const auto into_stash = [&](Product<T> p) {
       p.panel_begin = block * PANELS;
@@ -99,7 +101,7 @@ void step_forward(StepForward<T>& s) {
     }
     s.gates.levels_known = true;
     const ::fastlstm::Timed timed(s.profile, kCell);
-    for (int64_t i = 0; i < blocks; ++i) cell_rows(s, block + i, stash + i * 4 * kLanes<T>, gates.c_stride);
+    for (int64_t b = 0; b < blocks; ++b) cell_rows(s, block + b, stash + b * 4 * kLanes<T>, gates.c_stride);
   }
 }
 
@@ -116,6 +118,10 @@ void cell_rows_backward(const StepBackward<T>& s, int64_t block) {
 
   for (int64_t row = 0; row < s.rows; ++row, saved += 4 * L) {
     T* dh_at = s.dh + row * s.dh_stride + unit;
+    if (s.saved_next) {  // from memory, while the products run
+      unrolled<4>([&](auto gate) FASTLSTM_INLINE { __builtin_prefetch(saved + s.saved_next + gate * L, 0, 2); });
+      __builtin_prefetch(c_prev + s.c_next + row * L, 0, 2);
+    }
     T* d_pre = s.d_pre + row * s.d_pre_stride + unit * 4;
     const uint8_t flags = FLAGGED && s.flags ? s.flags[row] : 0;
     const bool held = flags & kHeld;
@@ -147,27 +153,30 @@ void step_backward(const StepBackward<T>& s) {
   for (int64_t block = s.block_begin; block < s.block_end; ++block) cell_rows(s, block);
 }
 
-// a0 b0 a1 b1 .. of the first halves (HALF = 0) or of the second halves of a and b.
-template <int HALF, class V, int... I>
-[[gnu::always_inline]] inline V interleave(V a, V b, std::integer_sequence<int, I...>) {
+// Of two rows, the elements whose index lacks the bit SIZE, each followed by the other row's (SECOND: whose index has it, each
+// behind the other row's): one instruction for most sizes.
+template <int SIZE, bool SECOND, class V, int... I>
+[[gnu::always_inline]] inline V exchange(V a, V b, std::integer_sequence<int, I...>) {
   constexpr int L = sizeof...(I);
-  return __builtin_shufflevector(a, b, (I / 2 + I % 2 * L + HALF * L / 2)...);
+  return __builtin_shufflevector(a, b, (SECOND ? (I & SIZE ? L + I : I + SIZE) : (I & SIZE ? L + I - SIZE : I))...);
 }
 
-// L rows of L: log2(L) rounds that each interleave row r with row r + L / 2.
+// L rows of L: blocks of L / 2, L / 4, .. 1 change places across the diagonal. Inlined, its rows would be spilled.
 template <class T>
-[[gnu::always_inline]] inline void transpose_square(const T* from, int64_t from_stride, T* to, int64_t to_stride) {
+__attribute__((noinline)) void transpose_square(const T* from, int64_t from_stride, T* to, int64_t to_stride) {
   constexpr int L = kLanes<T>;
   constexpr auto ALL = std::make_integer_sequence<int, L>{};
   Vec<T> rows[L];
   unrolled<L>([&](auto r) FASTLSTM_INLINE { rows[r] = load(from + r * from_stride); });
-  unrolled<__builtin_ctz(L)>([&](auto) FASTLSTM_INLINE {
-    Vec<T> next[L];
-    unrolled<L / 2>([&](auto r) FASTLSTM_INLINE {
-      next[2 * r] = interleave<0>(rows[r], rows[r + L / 2], ALL);
-      next[2 * r + 1] = interleave<1>(rows[r], rows[r + L / 2], ALL);
+  unrolled<__builtin_ctz(L)>([&](auto round) FASTLSTM_INLINE {
+    constexpr int SIZE = L >> (round + 1);
+    unrolled<L>([&](auto r) FASTLSTM_INLINE {
+      if constexpr ((r & SIZE) == 0) {
+        const Vec<T> a = rows[r], b = rows[r + SIZE];
+        rows[r] = exchange<SIZE, false>(a, b, ALL);
+        rows[r + SIZE] = exchange<SIZE, true>(a, b, ALL);
+      }
     });
-    unrolled<L>([&](auto r) FASTLSTM_INLINE { rows[r] = next[r]; });
   });
   unrolled<L>([&](auto r) FASTLSTM_INLINE { store(to + r * to_stride, rows[r]); });
 }
@@ -181,7 +190,7 @@ void transpose(const T* from, int64_t from_stride, int64_t rows, int64_t columns
       const T* in = from + row * from_stride + column;
       T* out = to + column * to_stride + row;
       if (rows - row >= L && columns - column >= L) {
-        transpose_square(in, from_stride, out, to_stride);
+        transpose_square<T>(in, from_stride, out, to_stride);
         continue;
       }
       for (int64_t c = 0; c < L && column + c < columns; ++c)
@@ -208,9 +217,9 @@ void sweep_tanh(const T* x, T* y, int64_t n) {
 }
 
 template <class T>
-constexpr Kernels<T> kTable = {kLanes<T>,       kPanel<T>,        MR,           product<T>,
-                               step_forward<T>, step_backward<T>, outer_sum<T>, pack_columns<T>,
-                               transpose<T>,    sweep_sigmoid<T>, sweep_tanh<T>};
+constexpr Kernels<T> kTable = {
+    kLanes<T>,     kPanel<T>,       MR,           product<T>,       step_forward<T>, step_backward<T>, outer_sum<T>,
+    outer_rows<T>, pack_columns<T>, transpose<T>, sweep_sigmoid<T>, sweep_tanh<T>};
 
 }  // namespace
 

@@ -35,7 +35,8 @@ struct Product {
   int64_t panel_begin, panel_end;  // columns panel * panel_begin onwards are computed
   int tail_vectors;                // vectors of the last panel that are wanted; 0: all. Others than 0 with kWhole alone
   bool prefetch;                   // the panels do not come from a cache of this core
-  const T* start;  // [rows, columns], rows start_stride apart (0: one row for all); null: zero; may be c
+  bool descending;  // the last panel first: what a product before this one read last may still be in a cache
+  const T* start;   // [rows, columns], rows start_stride apart (0: one row for all); null: zero; may be c
   int64_t start_stride;
   bool start_last;  // start is added to the first chain instead of beginning it
   T* c;             // [rows, columns], rows c_stride apart
@@ -72,7 +73,8 @@ struct StepBackward {
   int64_t rows, hidden, block_begin, block_end;
   const T* saved;  // as in StepForward
   int64_t saved_block_stride;
-  const T *c_prev, *c;  // [blocks][rows][lanes]
+  int64_t saved_next, c_next;  // how far from saved and c_prev lies what the next call wants of them; both 0: nothing
+  const T *c_prev, *c;         // [blocks][rows][lanes]
   int64_t c_block_stride;
   const T* dy;      // [*, hidden] at this step; null: zero, or already in dh
   const T* dcells;  // [*, hidden] at this step; null: zero
@@ -103,6 +105,17 @@ struct OuterSum {
   bool fresh;     // what lies in the sums is not added to; needs rows
 };
 
+// to [columns_b, columns_a] = b^T . a over few rows, which start at zero and ascend as in OuterSum.
+template <class T>
+struct OuterRows {
+  int64_t rows;
+  const T* a;  // [rows, columns_a], rows a_stride apart; may be read up to a vector further
+  int64_t columns_a, a_stride;
+  const T* b;  // [rows, columns_b], rows b_stride apart
+  int64_t columns_b, b_stride;
+  T* to;
+};
+
 template <class T>
 struct Kernels {
   int lanes, panel, tile_rows;
@@ -110,6 +123,7 @@ struct Kernels {
   void (*step_forward)(StepForward<T>&);
   void (*step_backward)(const StepBackward<T>&);
   void (*outer_sum)(const OuterSum<T>&);
+  void (*outer_rows)(const OuterRows<T>&);
   void (*pack_columns)(const T* from, int64_t from_stride, int64_t rows, int64_t columns, T* to, int64_t to_rows);
   void (*transpose)(const T* from, int64_t from_stride, int64_t rows, int64_t columns, T* to, int64_t to_stride);
   void (*sigmoid)(const T* x, T* y, int64_t n);  // for the accuracy sweep of the tests

@@ -6,6 +6,7 @@
 
 #include "layer_loop.h"
 #include "plan.h"
+#include "weight_gradients.h"
 
 namespace fastlstm {
 namespace {
@@ -16,7 +17,6 @@ class Backward {
   Backward(const Panels<T>& panels, const LayerTape<T>& tape, const BackwardArgs<T>& args, int threads,
            Interrupt& interrupt)
       : panels_(panels),
-        transposed_(panels.transposed(threads)),
         layout_(panels.layout),
         tape_(tape),
         args_(args),
@@ -24,27 +24,21 @@ class Backward {
         time_(args.timeline),
         interrupt_(interrupt),
         plan_(plan_backward(args.shape, panels.layout, sizeof(T), threads)),
+        transposed_(plan_.single_step ? nullptr : &panels.transposed(threads)),
         chunks_(split_into_chunks(args.shape, args.timeline)),
+        chunk_rows_(most_rows(chunks_)),
+        weights_(panels, tape, args, plan_, chunk_rows_, any_rows()),
         barrier_(plan_.threads(), interrupt) {
-    for (const Chunk& chunk : chunks_) chunk_rows_ = std::max(chunk_rows_, chunk.rows());
     const int64_t B = shape_.B, rows = chunk_rows_;
     dh_ = Buffer<T>(size_product(B, layout_.output_padded));
     dc_ = Buffer<T>(size_product(B, layout_.units));
     d_pre_ = Buffer<T>(size_product(2, rows, layout_.d_pre_stride));
     if (args_.dx) dx_ = Buffer<T>(size_product(plan_.threads(), kDxRows, layout_.input_padded));
-    if (args_.dw_x) {
-      const int64_t tile = panels.kernels.tile_rows;
-      operands_ = Buffer<T>(size_product(2, rows, round_up(layout_.depth, tile)));
-      const auto sums = any_rows() ? [](int64_t size) { return Buffer<T>(size); } : zeros;
-      sum_ = sums(size_product(round_up(layout_.depth, tile), layout_.columns));
-      db_ = sums(layout_.columns);
-      if (shape_.P > 0) dw_p_ = sums(size_product(round_up(shape_.H, tile), layout_.output_padded));
-    }
     if (shape_.P > 0) {
       dm_ = Buffer<T>(size_product(B, round_up(layout_.units, layout_.panel)));
       m_ = Buffer<T>(size_product(2, rows, layout_.units));
-      packed_m_ = Buffer<T>(size_product(2, rows, round_up(shape_.H, panels.kernels.tile_rows)));
-      dh_out_ = zeros(size_product(2, rows, layout_.output_padded));
+      dh_out_ = Buffer<T>(size_product(2, rows, layout_.output_padded));
+      std::fill_n(dh_out_.data(), dh_out_.size(), T(0));
     }
     for (int i = 0; i < plan_.row_groups; ++i) group_barriers_.emplace_back(new Barrier(plan_.unit_groups, interrupt));
   }
@@ -58,15 +52,23 @@ class Backward {
     for (std::size_t i = 0; i < chunks_.size(); ++i) {
       const int64_t buffer = int64_t(i % 2) * chunk_rows_;
       recur(me, chunks_[i], buffer);
-      if (args_.dw_x) pack_operands(me, chunks_[i], buffer);
+      {
+        const Timed timed(me.profile, kLoad);
+        weights_.pack(my_rows(me), chunks_[i], buffer, m_.data());
+      }
       barrier_.wait(me.rank);
       if (interrupt_.stopped()) return;
-      add_weight_gradients(me, chunks_[i], buffer, i == 0);
+      {
+        const Timed timed(me.profile, kWeightGradients);
+        weights_.add(me.rank, chunks_[i], buffer, d_pre(buffer), dh_out_.data() + buffer * layout_.output_padded,
+                     i == 0);
+      }
       if (args_.dx) input_gradients(me, chunks_[i], buffer);
     }
     barrier_.wait(me.rank);
     end_rows(me);
-    if (args_.dw_x) store_weight_gradients(me);
+    const Timed timed(me.profile, kWeightGradients);
+    weights_.store(me.rank, d_pre(0), chunk_rows_);
   }
 
  private:
@@ -80,10 +82,10 @@ class Backward {
     Profile* profile;  // of rank 0, if one is taken
   };
 
-  static Buffer<T> zeros(int64_t size) {
-    Buffer<T> buffer(size);
-    std::fill_n(buffer.data(), size, T(0));
-    return buffer;
+  static int64_t most_rows(const std::vector<Chunk>& chunks) {
+    int64_t most = 0;
+    for (const Chunk& chunk : chunks) most = std::max(most, chunk.rows());
+    return most;
   }
 
   // The first chunk has rows, or none has: it takes steps until it has enough.
@@ -152,12 +154,12 @@ class Backward {
         cell(me, rows, s, base);
         if (me.rank == 0) interrupt_.worked(3 * rows.size() * me.blocks.size() * 4 * layout_.lanes * layout_.depth);
         if (interrupt_.stopped()) return;
-        if (plan_.unit_groups == 1) recurrent_product(me, rows, base);
+        if (plan_.unit_groups == 1) recurrent_product(me, rows, base, s * parts + part);
       }
       if (plan_.unit_groups == 1) continue;
       me.barrier->wait(me.index);
       if (interrupt_.stopped()) return;
-      if (count > 0) recurrent_product(me, {me.rows.begin, end}, base);
+      if (count > 0) recurrent_product(me, {me.rows.begin, end}, base, s);
     }
   }
 
@@ -170,6 +172,7 @@ class Backward {
     k.block_end = me.blocks.end;
     k.saved = tape_.gates.data() + (s * layout_.blocks * B + row) * 4 * L;
     k.saved_block_stride = B * 4 * L;
+    if (s > 0) k.saved_next = -B * layout_.columns, k.c_next = -B * layout_.units;
     k.c_prev = tape_.c.data() + s * B * layout_.units + row * L;
     k.c = k.c_prev + B * layout_.units;
     k.c_block_stride = B * L;
@@ -218,7 +221,7 @@ class Backward {
     p.K = P;
     p.a = dh_out_.data() + (base + rows.begin) * stride;
     p.a_stride = stride;
-    p.panels = transposed_.dm.data();
+    p.panels = transposed_->dm.data();
     p.panel_stride = P * layout_.panel;
     p.panel_end = round_up(layout_.units, layout_.panel) / layout_.panel;
     p.c = k.dh;
@@ -226,21 +229,22 @@ class Backward {
     panels_.kernels.product(p);
   }
 
-  Product<T> d_pre_product(int64_t buffer_row, int64_t rows, const Buffer<T>& panels) const {
+  Product<T> d_pre_product(int64_t buffer_row, int64_t rows) const {
     Product<T> p{};
     p.rows = rows;
     p.K = layout_.columns;
     p.K_first = p.K_chain = kChain;
     p.a = d_pre(buffer_row);
     p.a_stride = layout_.d_pre_stride;
-    p.panels = panels.data();
     p.panel_stride = layout_.columns * layout_.panel;
     p.prefetch = plan_.prefetch;
     return p;
   }
 
-  void recurrent_product(const Member& me, Range rows, int64_t base) const {
-    Product<T> p = d_pre_product(base + rows.begin, rows.size(), transposed_.dh);
+  // dh of the step before. Turns alternate between the first panel first and the last.
+  void recurrent_product(const Member& me, Range rows, int64_t base, int64_t turn) const {
+    Product<T> p = d_pre_product(base + rows.begin, rows.size());
+    p.descending = turn % 2 > 0;
     const int64_t per_panel = std::max<int64_t>(1, layout_.panel / layout_.lanes);
     const bool whole = plan_.unit_groups == 1;
     p.panel_begin = whole ? 0 : me.blocks.begin / per_panel;
@@ -250,57 +254,12 @@ class Backward {
     p.c_stride = layout_.output_padded;
     if (time_.flags || shape_.P > 0) p.start = p.c, p.start_stride = p.c_stride;
     const Timed timed(me.profile, kRecur);
-    panels_.kernels.product(p);
-  }
-
-  // My rows of [x | h_{s-1}], and of m with projection, as outer_sum reads them.
-  void pack_operands(const Member& me, const Chunk& chunk, int64_t buffer) const {
-    const Timed timed(me.profile, kLoad);
-    const int64_t depth = layout_.depth, tile = panels_.kernels.tile_rows, B = shape_.B;
-    const Range mine = my_rows(me);
-    for (int64_t s = chunk.first; s < chunk.end; ++s) {
-      const int64_t base = chunk.offset[std::size_t(s - chunk.first)] + mine.begin;
-      const int64_t rows = std::min(mine.end, time_.rows(s, B)) - mine.begin;
-      panels_.kernels.pack_columns(
-          tape_.operands.data() + (s * B + mine.begin) * layout_.operand_stride + layout_.x_offset,
-          layout_.operand_stride, rows, depth, operands_.data() + buffer * round_up(depth, tile) + base * tile,
-          chunk.rows());
-      if (shape_.P > 0)
-        panels_.kernels.pack_columns(m_.data() + (buffer + base) * layout_.units, layout_.units, rows, shape_.H,
-                                     packed_m_.data() + buffer * round_up(shape_.H, tile) + base * tile, chunk.rows());
+    if (transposed_) {
+      p.panels = transposed_->dh.data();
+      panels_.kernels.product(p);
+    } else {
+      panels_.product_transposed(p, shape_.I, shape_.output());
     }
-  }
-
-  void add_weight_gradients(const Member& me, const Chunk& chunk, int64_t buffer, bool fresh) const {
-    if (!args_.dw_x) return;
-    const Timed timed(me.profile, kWeightGradients);
-    const int64_t tile = panels_.kernels.tile_rows;
-    OuterSum<T> sum{};
-    sum.rows = chunk.rows();
-    sum.a = operands_.data() + buffer * round_up(layout_.depth, tile);
-    sum.a_rows = chunk.rows();
-    sum.columns_a = layout_.depth;
-    sum.b = d_pre(buffer);
-    sum.b_stride = layout_.d_pre_stride;
-    const Range panels = share(layout_.columns / layout_.panel, threads(), me.rank);
-    sum.panel_begin = panels.begin;
-    sum.panel_end = panels.end;
-    sum.sum = sum_.data();
-    sum.column_sum = db_.data();
-    sum.fresh = fresh;
-    panels_.kernels.outer_sum(sum);
-    if (shape_.P == 0) return;
-
-    const Range outputs = share(layout_.output_padded / layout_.panel, threads(), me.rank);
-    sum.a = packed_m_.data() + buffer * round_up(shape_.H, tile);
-    sum.columns_a = shape_.H;
-    sum.b = dh_out_.data() + buffer * layout_.output_padded;
-    sum.b_stride = layout_.output_padded;
-    sum.panel_begin = outputs.begin;
-    sum.panel_end = outputs.end;
-    sum.sum = dw_p_.data();
-    sum.column_sum = nullptr;
-    panels_.kernels.outer_sum(sum);
   }
 
   // dx = d_pre . W for my part of the chunk's rows.
@@ -311,12 +270,17 @@ class Backward {
     std::size_t step = 0;
     for (int64_t begin = mine.begin; begin < mine.end; begin += kDxRows) {
       const int64_t rows = std::min(kDxRows, mine.end - begin);
-      Product<T> p = d_pre_product(buffer + begin, rows, transposed_.dx);
+      Product<T> p = d_pre_product(buffer + begin, rows);
       p.panel_end = layout_.input_padded / layout_.panel;
       p.tail_vectors = layout_.tail_vectors(shape_.I);
       p.c = scratch;
       p.c_stride = layout_.input_padded;
-      panels_.kernels.product(p);
+      if (transposed_) {
+        p.panels = transposed_->dx.data();
+        panels_.kernels.product(p);
+      } else {
+        panels_.product_transposed(p, 0, shape_.I);
+      }
       for (int64_t row = begin; row < begin + rows; ++row) {
         while (chunk.offset[step + 1] <= row) ++step;
         const int64_t t = time_.time(chunk.first + int64_t(step), shape_.T);
@@ -348,27 +312,7 @@ class Backward {
     }
   }
 
-  // From panels of blocked columns to the shapes of the weights, each member some blocks.
-  void store_weight_gradients(const Member& me) const {
-    const Timed timed(me.profile, kWeightGradients);
-    const int64_t H = shape_.H, L = layout_.lanes, W = layout_.panel, n = shape_.output();
-    const int64_t tile = panels_.kernels.tile_rows, depth = round_up(layout_.depth, tile);
-    const Range blocks = share(layout_.blocks, threads(), me.rank);
-    const auto transpose = panels_.kernels.transpose;
-    for (int64_t block = blocks.begin; block < blocks.end; ++block)
-      for (int64_t gate = 0; gate < 4; ++gate) {
-        const int64_t row = gate * H + block * L, column = (block * 4 + gate) * L, units = std::min(L, H - block * L);
-        const T* from = sum_.data() + column / W * depth * W + column % W;
-        transpose(from, W, shape_.I, units, args_.dw_x + row * shape_.I, shape_.I);
-        transpose(from + shape_.I * W, W, n, units, args_.dw_h + row * n, n);
-        if (args_.db) std::copy_n(db_.data() + column, units, args_.db + row);
-      }
-    for (int64_t p = 0; p < shape_.P && me.rank == 0; p += W)
-      transpose(dw_p_.data() + p * round_up(H, tile), W, H, std::min(W, shape_.P - p), args_.dw_p + p * H, H);
-  }
-
   const Panels<T>& panels_;
-  const typename Panels<T>::Transposed& transposed_;
   const Layout& layout_;
   const LayerTape<T>& tape_;
   const BackwardArgs<T>& args_;
@@ -376,15 +320,15 @@ class Backward {
   const Timeline& time_;
   Interrupt& interrupt_;
   Plan plan_;
+  const typename Panels<T>::Transposed* transposed_;  // null: of a single step
   std::vector<Chunk> chunks_;
+  int64_t chunk_rows_;
+  WeightGradients<T> weights_;
   Barrier barrier_;
   std::vector<std::unique_ptr<Barrier>> group_barriers_;
-  int64_t chunk_rows_ = 0;
-  Buffer<T> dh_, dc_;  // [B, output_padded], [blocks,B,lanes]: gradients of the state after the step at hand
-  Buffer<T> d_pre_;    // [2, chunk rows, d_pre_stride]
-  Buffer<T> operands_, packed_m_;  // [2][columns / tile_rows, chunk rows, tile_rows] of [x | h] and of m
-  Buffer<T> dx_;                   // [threads, kDxRows, input_padded]
-  Buffer<T> sum_, db_, dw_p_;      // as OuterSum::sum, column_sum; of m with projection
+  Buffer<T> dh_, dc_;          // [B, output_padded], [blocks,B,lanes]: gradients of the state after the step at hand
+  Buffer<T> d_pre_;            // [2, chunk rows, d_pre_stride]
+  Buffer<T> dx_;               // [threads, kDxRows, input_padded]
   Buffer<T> dm_, m_, dh_out_;  // with projection: [B, units], [2, chunk rows, units], [2, chunk rows, output_padded]
 };
 

@@ -244,11 +244,12 @@ class Forward : public LayerPass {
     const int64_t parts = (end - rows.begin + plan_.row_block - 1) / plan_.row_block;
     for (int64_t part = 0; part < parts; ++part) {
       const Range local = share(end - rows.begin, parts, part);
-      step_rows(g, me, {rows.begin + local.begin, rows.begin + local.end}, rows.begin, s);
+      step_rows(g, me, {rows.begin + local.begin, rows.begin + local.end}, rows.begin, s, s * parts + part);
     }
   }
 
-  void step_rows(const Group& g, const Member& me, Range rows, int64_t origin, int64_t s) const {
+  // Turns alternate between the first panel first and the last.
+  void step_rows(const Group& g, const Member& me, Range rows, int64_t origin, int64_t s, int64_t turn) const {
     const int64_t t = time_.time(s, shape_.T), row = rows.begin;
     StepForward<T> k{};
     T* now = operand(g, s, row, origin);
@@ -260,6 +261,7 @@ class Forward : public LayerPass {
     } else if (!joined()) {
       k.inputs = input_product(me, rows.size(), now);
     }
+    k.gates.descending = k.inputs.descending = turn % 2 > 0;
     k.hidden = shape_.H;
     k.block_begin = me.blocks.begin;
     k.block_end = me.blocks.end;

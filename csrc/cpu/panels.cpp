@@ -10,6 +10,9 @@
 namespace fastlstm {
 namespace {
 
+template <class T>
+constexpr int64_t kMostPanel = 256 / sizeof(T);  // of any instruction set
+
 // Rows that lie a multiple of 512 bytes apart compete for the same few lines of the cache; one more line spreads them.
 int64_t spread(int64_t elements, int64_t element_bytes) {
   constexpr int64_t kLine = 64;
@@ -169,6 +172,31 @@ const typename Panels<T>::Transposed& Panels<T>::transposed(int threads) const {
                           transposed_.dm.data() + n * P + p * W, W);
   });
   return transposed_;
+}
+
+template <class T>
+void Panels<T>::product_transposed(const Product<T>& p, int64_t first, int64_t count) const {
+  const int64_t W = layout.panel;
+  alignas(64) T columns[kChain * kMostPanel<T>];
+  std::fill_n(columns, kChain * W, T(0));
+  for (int64_t panel = p.panel_begin; panel < p.panel_end; ++panel) {
+    Product<T> chain = p;
+    chain.panels = columns;
+    chain.panel_stride = 0;
+    chain.panel_begin = panel;
+    chain.panel_end = panel + 1;
+    if (panel + 1 < p.panel_end) chain.tail_vectors = 0;
+    for (int64_t column = 0; column < p.K; column += kChain, chain.a += kChain) {
+      chain.K = std::min(kChain, p.K - column);
+      for (int64_t part = 0; part < chain.K; part += W)
+        kernels.transpose(whole_.data() + (column + part) * layout.depth + (first + panel * W) * W, W,
+                          std::min(W, count - panel * W), W, columns + part * W, W);
+      kernels.product(chain);
+      chain.start = p.c;
+      chain.start_stride = p.c_stride;
+      chain.start_last = true;
+    }
+  }
 }
 
 template class Panels<float>;

@@ -54,6 +54,8 @@ class Panels {
   };
   // What backward needs, made at the first call.
   const Transposed& transposed(int threads) const;
+  // product() with the panels of `count` rows from `first` on that transposed() has, made while they are read. p.panels is not set.
+  void product_transposed(const Product<T>& p, int64_t first, int64_t count) const;
 
   // The gate panels [columns / panel][rows][panel]: of x first, then of h.
   const void* input_gates() const { return gates(0); }

@@ -48,6 +48,7 @@ std::string Plan::text() const {
   if (unit_groups == 1 && row_groups > 1) text += " share the rows";
   text += ", " + std::to_string(row_block) + " rows at a time";
   if (hoisted_steps > 1) text += ", x . W for " + std::to_string(hoisted_steps) + " steps at once";
+  if (single_step) text += ", weights transposed while they are read";
   return text + (prefetch ? ", panels prefetched" : "");
 }
 
@@ -70,6 +71,8 @@ Plan plan_backward(const Shape& shape, const Layout& layout, int64_t element_byt
   Plan plan = split(shape, layout, element_bytes, threads);
   plan.row_block = 60;
   prefetch_panels(plan, layout.columns * layout.depth * element_bytes);
+  constexpr int64_t kFewRows = 16;
+  plan.single_step = shape.T == 1 && shape.B <= kFewRows && shape.P == 0;
   return plan;
 }
 

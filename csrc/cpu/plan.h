@@ -23,7 +23,8 @@ struct Plan {
   int64_t row_block = 48;  // rows that run through all steps (row groups) or through one step (unit groups) together
   int64_t hoisted_steps =
       1;  // x . W for so many steps at once, before the recurrence; 1: folded into the step's own product
-  bool prefetch = false;  // panels, since a step reads more of them than a core's own cache holds
+  bool prefetch = false;     // panels, since a step reads more of them than a core's own cache holds
+  bool single_step = false;  // backward: what is read but once or twice is not transposed and packed before
 
   int threads() const { return row_groups * unit_groups; }
   std::string text() const;  // "2 threads share the units, 48 rows at a time, x . W for 48 steps at once"
