@@ -80,6 +80,18 @@ def test_any_batch_around_a_row(isa: str, dtype: str, net: str, marks: dict[str,
         assert_same_bits(infer(part), by_row(whole_inferred, rows))
 
 
+# Backward of one step transposes the weights while it reads them, and stores dW at once, for 16 rows at most.
+@pytest.mark.parametrize("spec", [WeightSpec(5, 11), WeightSpec(70, 67), WeightSpec(150, 130)], ids=str)
+def test_a_single_step_of_few_rows_and_of_more(isa: str, dtype: str, spec: WeightSpec) -> None:
+    problem = make_problem(Case("", spec, 1, 17)).astype(dtype)
+    for gradient in (problem.dy, problem.dcells, *problem.dstate):
+        gradient[:, 16] = 0
+    few, more = solve(problem.rows(np.arange(16))), solve(problem)
+    assert_same_bits(by_row(few, slice(None)), by_row(more, np.arange(16)))
+    sums = [{name: found[name] for name in found if name.startswith("dweight")} for found in (few, more)]
+    assert_same_bits(*sums)
+
+
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("batch", [1, 3, 8, 50], ids="batch_of_{}".format)
 @pytest.mark.parametrize("marks", [{}, MARKS], ids=["plain", "marked"])

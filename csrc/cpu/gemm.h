@@ -353,7 +353,12 @@ void outer_rows(const OuterRows<T>& s) {
 template <class T>
 void pack_columns(const T* from, int64_t from_stride, int64_t rows, int64_t columns, T* to, int64_t to_rows) {
   for (int64_t column = 0; column < columns; column += MR, to += to_rows * MR) {
-    const int count = columns - column < MR ? int(columns - column) : MR;
+    if (columns - column >= MR) {
+      for (int64_t row = 0; row < rows; ++row)
+        __builtin_memcpy(to + row * MR, from + row * from_stride + column, MR * sizeof(T));
+      continue;
+    }
+    const int count = int(columns - column);
     for (int64_t row = 0; row < rows; ++row)
       for (int r = 0; r < MR; ++r) to[row * MR + r] = r < count ? from[row * from_stride + column + r] : T(0);
   }

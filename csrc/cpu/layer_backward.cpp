@@ -93,12 +93,11 @@ class Backward {
 
   Member member(int rank) const {
     const int group = rank / plan_.unit_groups, index = rank % plan_.unit_groups;
-    const int64_t grain = std::max<int64_t>(1, layout_.panel / layout_.lanes);
     return {rank,
             index,
             group_barriers_[std::size_t(group)].get(),
             rows_of_group(shape_, time_, plan_.row_groups, group),
-            share(layout_.blocks, plan_.unit_groups, index, grain),
+            share(layout_.blocks, plan_.unit_groups, index, backward_grain(layout_)),
             rank == 0 ? active_profile() : nullptr};
   }
 

@@ -96,8 +96,7 @@ class Forward : public LayerPass {
 
   Member member(int rank) const {
     const int index = rank % plan_.unit_groups;
-    const int64_t grain = std::max<int64_t>(1, layout_.panel / layout_.lanes);
-    const Range blocks = share(layout_.blocks, plan_.unit_groups, index, grain);
+    const Range blocks = share(layout_.blocks, plan_.unit_groups, index, forward_grain(layout_));
     return {index,
             rank == 0,
             blocks,

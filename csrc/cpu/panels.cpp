@@ -50,7 +50,7 @@ Panels<T>::Panels(const Kernels<T>& kernels_, Shape shape_, const RawWeights<T>&
   const Timed timed(active_profile(), kPack);
   const int members = team(threads);
   run_team(members, [&](int rank) {
-    const Range blocks = share(layout.blocks, members, rank, std::max<int64_t>(1, layout.panel / (4 * layout.lanes)));
+    const Range blocks = share(layout.blocks, members, rank, forward_grain(layout));
     pack_blocks(raw, blocks.begin, blocks.end);
   });
   const int64_t H = shape.H, W = layout.panel;

@@ -5,27 +5,26 @@
 namespace fastlstm {
 namespace {
 
-// Units are dealt in whole panels of the transposed weights, so that one split serves forward and backward.
-int64_t unit_grain(const Layout& layout) { return std::max<int64_t>(1, layout.panel / layout.lanes); }
-
-// The measured rule (2 cores of Zen 3): rows as long as each thread keeps enough of them to reuse every weight that it reads,
-// fewer being enough where the weights are small; else the units, which divide the weights.
-Plan split(const Shape& shape, const Layout& layout, int64_t element_bytes, int threads) {
+// The measured rule (2 cores of Zen 3, then of Zen 4): rows as long as each thread keeps enough of them to reuse every weight
+// that it reads, a few being enough where the weights are small; else the units, which divide the weights.
+Plan split(const Shape& shape, const Layout& layout, int64_t element_bytes, int threads, int64_t unit_grain) {
   Plan plan;
   const int64_t weight_bytes = layout.columns * layout.depth * element_bytes;
-  // Below this a step takes less time than two threads need to meet.
-  constexpr int64_t kWorthSharing = 128 * 1024;
-  if (shape.B * layout.columns * layout.depth < kWorthSharing) return plan;
+  const int64_t step = shape.B * layout.columns * layout.depth;  // multiply-adds
+  constexpr int64_t kWorthStarting = 96 * 1024;                  // a team of threads for so many in all steps
+  constexpr int64_t kWorthMeeting = 24 * 1024;                   // after so many
+  if (step * shape.T < kWorthStarting) return plan;
   if (shape.P > 0) {  // the projection needs every unit of a row
     plan.row_groups = int(std::min<int64_t>(threads, shape.B));
     return plan;
   }
-  const int64_t enough_rows = weight_bytes <= 512 * 1024 ? 12 : 64;
-  const int64_t unit_parts = layout.blocks / unit_grain(layout);
+  const int64_t enough_rows = weight_bytes <= 512 * 1024 ? 4 : 64;
+  const int64_t unit_parts = std::max<int64_t>(1, layout.blocks / unit_grain);
   for (int groups = threads; groups >= 1; --groups) {
     if (threads % groups || (groups > 1 && shape.B / groups < enough_rows)) continue;
     plan.row_groups = groups;
-    plan.unit_groups = int(std::min<int64_t>(threads / groups, std::max<int64_t>(1, unit_parts)));
+    if (step / groups >= kWorthMeeting + kWorthStarting / 2 / shape.T)
+      plan.unit_groups = int(std::min<int64_t>(threads / groups, unit_parts));
     return plan;
   }
   return plan;
@@ -58,7 +57,7 @@ Range share(int64_t n, int64_t parts, int64_t part, int64_t grain) {
 }
 
 Plan plan_forward(const Shape& shape, const Layout& layout, int64_t element_bytes, int threads) {
-  Plan plan = split(shape, layout, element_bytes, threads);
+  Plan plan = split(shape, layout, element_bytes, threads, forward_grain(layout));
   prefetch_panels(plan, layout.columns * layout.depth * element_bytes);
   // A handful of rows is bound by reading the weights once per step: reading W once per many steps halves that.
   constexpr int64_t kFewRows = 3, kHoistedRows = 48;
@@ -68,7 +67,7 @@ Plan plan_forward(const Shape& shape, const Layout& layout, int64_t element_byte
 }
 
 Plan plan_backward(const Shape& shape, const Layout& layout, int64_t element_bytes, int threads) {
-  Plan plan = split(shape, layout, element_bytes, threads);
+  Plan plan = split(shape, layout, element_bytes, threads, backward_grain(layout));
   plan.row_block = 60;
   prefetch_panels(plan, layout.columns * layout.depth * element_bytes);
   constexpr int64_t kFewRows = 16;

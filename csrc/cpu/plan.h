@@ -1,5 +1,6 @@
 // How one layer's work is split over threads and steps: the one place where a path is chosen. The results do not depend on it.
 #pragma once
+#include <algorithm>
 #include <string>
 #include <vector>
 
@@ -29,6 +30,10 @@ struct Plan {
   int threads() const { return row_groups * unit_groups; }
   std::string text() const;  // "2 threads share the units, 48 rows at a time, x . W for 48 steps at once"
 };
+
+// Blocks of units that one thread takes as a whole: those of a panel of gate columns; of a panel of the transposed weights.
+inline int64_t forward_grain(const Layout& layout) { return std::max<int64_t>(1, layout.panel / (4 * layout.lanes)); }
+inline int64_t backward_grain(const Layout& layout) { return std::max<int64_t>(1, layout.panel / layout.lanes); }
 
 Plan plan_forward(const Shape& shape, const Layout& layout, int64_t element_bytes, int threads);
 Plan plan_backward(const Shape& shape, const Layout& layout, int64_t element_bytes, int threads);
