@@ -13,7 +13,7 @@ std::string type_text(py::handle object) {
 
 std::string dtype_text(const py::array& array) { return py::str(array.dtype()).cast<std::string>(); }
 
-bool aligned(const py::array& array) { return array.attr("flags").attr("aligned").cast<bool>(); }
+bool aligned(const py::array& array) { return array.flags() & py::detail::npy_api::NPY_ARRAY_ALIGNED_; }
 
 // Strides in elements, if they are whole ones and the last axis is dense.
 template <class T>
@@ -23,12 +23,6 @@ bool dense_rows(const py::array& array) {
   for (py::ssize_t axis = 0; axis < rank; ++axis)
     if (array.shape(axis) > 1 && array.strides(axis) % py::ssize_t(sizeof(T))) return false;
   return array.shape(rank - 1) <= 1 || array.strides(rank - 1) == py::ssize_t(sizeof(T));
-}
-
-py::array contiguous(const py::array& array) {
-  auto copy = py::array::ensure(array, py::array::c_style);
-  if (!copy || !aligned(copy)) copy = array.attr("copy")().cast<py::array>();
-  return copy;
 }
 
 // The first and the last byte of an array, whatever the signs of its strides.
@@ -76,6 +70,12 @@ std::string shape_text(const std::vector<int64_t>& shape) {
 }
 
 std::string shape_text(const py::array& array) { return shape_text({array.shape(), array.shape() + array.ndim()}); }
+
+py::array contiguous(const py::array& array) {
+  auto copy = py::array::ensure(array, py::array::c_style);
+  if (!copy || !aligned(copy)) copy = array.attr("copy")().cast<py::array>();
+  return copy;
+}
 
 py::array numpy_array(py::handle object, const std::string& name) {
   if (py::isinstance<py::array>(object)) return py::reinterpret_borrow<py::array>(object);

@@ -21,6 +21,9 @@ std::string shape_text(const std::vector<int64_t>& shape);
 // The NumPy array behind `object`; TypeError for anything else, naming the face to use where there is one.
 py::array numpy_array(py::handle object, const std::string& name);
 
+// The array itself, or an aligned copy in C order.
+py::array contiguous(const py::array& array);
+
 template <class T>
 const char* dtype_name();
 

@@ -113,7 +113,7 @@ class Weights {
       const std::string name = "weights[" + std::to_string(next) + "]";
       py::array array = typed_array<T>(arrays[next++], name);
       expect_shape(array, name, expected);
-      keep.push_back(py::array::ensure(array, py::array::c_style));
+      keep.push_back(contiguous(array));
       return static_cast<const T*>(keep.back().data());
     };
     for (int64_t i = 0; i < layers * directions; ++i) {

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from . import _core
 from .gradients import Gradients
-from .weights import WeightSpec, check_weights
+from .weights import WeightSpec, checked_arrays
 
 __all__ = ["PackedWeights", "Tape", "lstm_backward", "lstm_forward"]
 
@@ -50,9 +50,7 @@ class PackedWeights:
 
         storage "bf16" or "int8" rounds float32 weights, for inference alone: see `CompressedLSTM`.
         """
-        if spec is None:
-            spec = WeightSpec.from_weights(weights)
-        arrays = list(check_weights(spec, weights, weights["weight_ih_l0"].dtype).values())
+        spec, arrays = checked_arrays(weights, spec)
         sizes = (spec.input_size, spec.hidden_size, spec.num_layers, spec.num_directions, spec.proj_size)
         return cls(spec, _core.Weights(arrays, *sizes, spec.bias, storage, threads))
 

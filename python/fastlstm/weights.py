@@ -98,33 +98,16 @@ class WeightSpec:
         >>> WeightSpec.from_weights({"weight_ih_l0": np.zeros((20, 8)), "weight_hh_l0": np.zeros((20, 5))})
         WeightSpec(input_size=8, hidden_size=5, num_layers=1, bias=False, bidirectional=False, proj_size=0)
         """
-        if not isinstance(weights, Mapping):
-            raise TypeError(f"weights is a {type(weights).__qualname__}, expected a mapping with torch's names")
-        if "weight_ih_l0" not in weights:
-            names = ", ".join(map(str, weights)) or "none"
-            raise ValueError(f"weights has no weight_ih_l0: expected torch's names (weight_ih_l0, ...), got {names}")
-        first = check_array("weight_ih_l0", weights["weight_ih_l0"])
-        if first.ndim != 2 or first.shape[0] % 4:
-            raise ValueError(f"weight_ih_l0 has shape {first.shape}, expected (4*hidden_size, input_size)")
-        projection = check_array("weight_hr_l0", weights["weight_hr_l0"]) if "weight_hr_l0" in weights else None
-        if projection is not None and (projection.ndim != 2 or 0 in projection.shape):
-            raise ValueError(f"weight_hr_l0 has shape {projection.shape}, expected (proj_size, hidden_size)")
-        num_layers = 1
-        while f"weight_ih_l{num_layers}" in weights:
-            num_layers += 1
-        spec = cls(
-            input_size=first.shape[1],
-            hidden_size=first.shape[0] // 4,
-            num_layers=num_layers,
-            bias="bias_ih_l0" in weights or "bias_hh_l0" in weights,
-            bidirectional="weight_ih_l0_reverse" in weights,
-            proj_size=0 if projection is None else projection.shape[0],
-        )
-        _check_names_and_shapes(spec, weights)
+        spec = _spec_of(weights)
+        _named_arrays(spec, weights)
         return spec
 
 
-@functools.lru_cache(maxsize=256)  # a training step asks for them at every call
+# A training step asks for these at every call.
+_spec = functools.lru_cache(maxsize=256)(WeightSpec)
+
+
+@functools.lru_cache(maxsize=256)
 def _shapes(spec: WeightSpec) -> dict[str, tuple[int, ...]]:
     shapes: dict[str, tuple[int, ...]] = {}
     gates = 4 * spec.hidden_size
@@ -164,7 +147,32 @@ def check_array(
     return array
 
 
-def _check_names_and_shapes(spec: WeightSpec, weights: Mapping[str, np.ndarray]) -> None:
+def _spec_of(weights: Mapping[str, np.ndarray]) -> WeightSpec:
+    if not isinstance(weights, Mapping):
+        raise TypeError(f"weights is a {type(weights).__qualname__}, expected a mapping with torch's names")
+    if "weight_ih_l0" not in weights:
+        names = ", ".join(map(str, weights)) or "none"
+        raise ValueError(f"weights has no weight_ih_l0: expected torch's names (weight_ih_l0, ...), got {names}")
+    first = check_array("weight_ih_l0", weights["weight_ih_l0"])
+    if first.ndim != 2 or first.shape[0] % 4:
+        raise ValueError(f"weight_ih_l0 has shape {first.shape}, expected (4*hidden_size, input_size)")
+    projection = check_array("weight_hr_l0", weights["weight_hr_l0"]) if "weight_hr_l0" in weights else None
+    if projection is not None and (projection.ndim != 2 or 0 in projection.shape):
+        raise ValueError(f"weight_hr_l0 has shape {projection.shape}, expected (proj_size, hidden_size)")
+    num_layers = 1
+    while f"weight_ih_l{num_layers}" in weights:
+        num_layers += 1
+    return _spec(
+        first.shape[1],
+        first.shape[0] // 4,
+        num_layers,
+        "bias_ih_l0" in weights or "bias_hh_l0" in weights,
+        "weight_ih_l0_reverse" in weights,
+        0 if projection is None else projection.shape[0],
+    )
+
+
+def _named_arrays(spec: WeightSpec, weights: Mapping[str, np.ndarray]) -> list[np.ndarray]:
     shapes = _shapes(spec)
     missing = [name for name in shapes if name not in weights]
     if missing:
@@ -172,10 +180,29 @@ def _check_names_and_shapes(spec: WeightSpec, weights: Mapping[str, np.ndarray])
     if len(weights) != len(shapes):
         unexpected = [str(name) for name in weights if name not in shapes]
         raise ValueError(f"weights has unexpected {', '.join(unexpected)}: expected the weights of {spec}")
-    for name, shape in shapes.items():
-        array = check_array(name, weights[name])
+    arrays = [check_array(name, weights[name]) for name in shapes]
+    for array, (name, shape) in zip(arrays, shapes.items(), strict=True):
         if array.shape != shape:
             raise ValueError(f"{name} has shape {array.shape}, but {spec} needs {shape}")
+    return arrays
+
+
+def checked_arrays(
+    weights: Mapping[str, np.ndarray], spec: WeightSpec | None = None
+) -> tuple[WeightSpec, list[np.ndarray]]:
+    """The spec, read from the weights if None, and the arrays in torch's order, all of the first one's dtype.
+
+    >>> spec, arrays = checked_arrays({"weight_hh_l0": np.ones((4, 1)), "weight_ih_l0": np.ones((4, 2))})
+    >>> spec.input_size, [array.shape for array in arrays]
+    (2, [(4, 2), (4, 1)])
+    """
+    if spec is None:
+        spec = _spec_of(weights)
+    arrays = _named_arrays(spec, weights)
+    dtype = arrays[0].dtype
+    for name, array in zip(_shapes(spec), arrays, strict=True):
+        check_array(name, array, dtype=dtype)
+    return spec, arrays
 
 
 def check_weights(spec: WeightSpec, weights: Mapping[str, np.ndarray], dtype: npt.DTypeLike) -> dict[str, np.ndarray]:
@@ -192,10 +219,9 @@ def check_weights(spec: WeightSpec, weights: Mapping[str, np.ndarray], dtype: np
     Traceback (most recent call last):
     TypeError: weight_ih_l0 has dtype float64, expected float32: convert it with weight_ih_l0.astype(np.float32)
     """
-    _check_names_and_shapes(spec, weights)
+    arrays = dict(zip(_shapes(spec), _named_arrays(spec, weights), strict=True))
     dtype = np.dtype(dtype)
-    arrays = {name: check_array(name, weights[name], shape, dtype) for name, shape in _shapes(spec).items()}
-    return {name: _contiguous(array) for name, array in arrays.items()}
+    return {name: _contiguous(check_array(name, array, dtype=dtype)) for name, array in arrays.items()}
 
 
 def _contiguous(array: np.ndarray) -> np.ndarray:
