@@ -45,13 +45,15 @@ template <class T, class W, int ROWS, int NV>
 FASTLSTM_INLINE inline void tile_step(Tile<T, ROWS, NV>& tile, const T* const (&a)[ROWS], int64_t k, const W* b,
                                       int64_t panel_stride) {
   Vec<T> bv[NV];
-  unrolled<NV>([&](auto j) FASTLSTM_INLINE {
-    const W* at = b + j / NR * panel_stride;
-    if constexpr (sizeof(W) == sizeof(T))
-      bv[j] = load(at + j % NR * kLanes<T>);
-    else
-      bv[j] = load_half<T>(at + j % NR / 2 * 2 * kLanes<T>, j % 2);
-  });
+  const auto at = [&](int j) FASTLSTM_INLINE { return b + j / NR * panel_stride + j % NR * kLanes<T>; };
+  if constexpr (sizeof(W) == sizeof(T))
+    unrolled<NV>([&](auto j) FASTLSTM_INLINE { bv[j] = load(at(j)); });
+  else
+    unrolled<NV / 2>([&](auto i) FASTLSTM_INLINE {
+      const VectorPair<T> pair = load_pair<T>(at(2 * i));
+      bv[2 * i] = pair.first;
+      bv[2 * i + 1] = pair.second;
+    });
   unrolled<ROWS>([&](auto r) FASTLSTM_INLINE { fma_row<T, NV>(tile.sum[r], a[r] + k, bv); });
 }
 
