@@ -85,12 +85,16 @@ template <class T>
 void network_forward(const Network<T>& network, const NetworkForward<T>& args, const Timelines& timelines,
                      NetworkTape<T>* tape, int threads, Interrupt& interrupt) {
   const int64_t L = network.layers(), D = network.directions(), n = network.shape(0).output(), H = network.shape(0).H;
+  // A layer of one direction reads x of a step before it writes y of it, so all layers may share the caller's y.
+  const bool in_place = D == 1;
   Between<T> between[2];
-  for (int64_t i = 0; i < std::min<int64_t>(L - 1, 2); ++i) between[i] = Between<T>(args.T_, args.B, D * n);
+  for (int64_t i = 0; i < std::min<int64_t>(L - 1, 2) && !in_place; ++i)
+    between[i] = Between<T>(args.T_, args.B, D * n);
+  const auto output = [&](int64_t layer) { return in_place || layer == L - 1 ? args.y : between[layer % 2].sequence; };
   for (int64_t layer = 0; layer < L; ++layer) {
     const bool last = layer == L - 1;
-    const Sequence<const T> x = layer == 0 ? args.x : read_only(between[(layer - 1) % 2].sequence);
-    const Sequence<T> y = last ? args.y : between[layer % 2].sequence;
+    const Sequence<const T> x = layer == 0 ? args.x : read_only(output(layer - 1));
+    const Sequence<T> y = output(layer);
     for (int64_t d = 0; d < D; ++d) {
       const int64_t index = layer * D + d;
       ForwardArgs<T> one;
