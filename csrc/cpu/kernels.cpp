@@ -121,6 +121,7 @@ void cell_rows_backward(const StepBackward<T>& s, int64_t block) {
     if (s.saved_next) {  // from memory, while the products run
       unrolled<4>([&](auto gate) FASTLSTM_INLINE { __builtin_prefetch(saved + s.saved_next + gate * L, 0, 2); });
       __builtin_prefetch(c_prev + s.c_next + row * L, 0, 2);
+      if (s.dy) __builtin_prefetch(s.dy + s.dy_next + s.order[row] * s.dy_stride + unit, 0, 2);
     }
     T* d_pre = s.d_pre + row * s.d_pre_stride + unit * 4;
     const uint8_t flags = FLAGGED && s.flags ? s.flags[row] : 0;

@@ -196,6 +196,7 @@ class Backward {
       k.dh_stride = layout_.output_padded;
       k.dy = args_.dy.step(t);
       k.dy_stride = args_.dy.b_stride;
+      if (s > 0) k.dy_next = (time_.time(s - 1, shape_.T) - t) * args_.dy.t_stride;
     }
     const Timed timed(me.profile, kCell);
     panels_.kernels.step_backward(k);
