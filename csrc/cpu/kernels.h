@@ -73,8 +73,8 @@ struct StepBackward {
   int64_t rows, hidden, block_begin, block_end;
   const T* saved;  // as in StepForward
   int64_t saved_block_stride;
-  int64_t saved_next, c_next, dy_next;  // how far from saved, c_prev and dy lies what the next call wants of them; 0: nothing
-  const T *c_prev, *c;         // [blocks][rows][lanes]
+  int64_t saved_next, c_next, dy_next;  // how far from saved, c_prev and dy the next call reads; 0: no further
+  const T *c_prev, *c;                  // [blocks][rows][lanes]
   int64_t c_block_stride;
   const T* dy;      // [*, hidden] at this step; null: zero, or already in dh
   const T* dcells;  // [*, hidden] at this step; null: zero
