@@ -85,8 +85,8 @@ template <class T>
 void network_forward(const Network<T>& network, const NetworkForward<T>& args, const Timelines& timelines,
                      NetworkTape<T>* tape, int threads, Interrupt& interrupt) {
   const int64_t L = network.layers(), D = network.directions(), n = network.shape(0).output(), H = network.shape(0).H;
-  // A layer of one direction reads x of a step before it writes y of it, so all layers may share the caller's y.
-  const bool in_place = D == 1;
+  // A layer of one direction reads x of a step before it writes y of it, so all layers may share y.
+  const bool in_place = D == 1 && args.y_is_new;
   Between<T> between[2];
   for (int64_t i = 0; i < std::min<int64_t>(L - 1, 2) && !in_place; ++i)
     between[i] = Between<T>(args.T_, args.B, D * n);

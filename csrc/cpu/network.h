@@ -48,7 +48,8 @@ struct NetworkForward {
   const T *h0, *c0;     // [L*D,B,output], [L*D,B,H]; null: zero
   Sequence<T> y;        // [T,B,D*output]
   T *h_n, *c_n;
-  Sequence<T> cells;  // [T,B,D*H] of the last layer; null: not wanted
+  Sequence<T> cells;      // [T,B,D*H] of the last layer; null: not wanted
+  bool y_is_new = false;  // nobody would see what is left in y if memory ends
 };
 
 template <class T>

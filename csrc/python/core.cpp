@@ -79,7 +79,8 @@ py::tuple forward_of(const std::shared_ptr<const Network<T>>& network, bool bias
                          sequence_output<T>(y, layout, n),
                          static_cast<T*>(h_n.mutable_data()),
                          static_cast<T*>(c_n.mutable_data()),
-                         {}};
+                         {},
+                         options.out.is_none()};
   if (options.return_cells) {
     py::array array = new_sequence<T>(layout, network->directions() * H);
     args.cells = sequence_output<T>(array, layout, network->directions() * H);
