@@ -154,8 +154,8 @@ void step_backward(const StepBackward<T>& s) {
   for (int64_t block = s.block_begin; block < s.block_end; ++block) cell_rows(s, block);
 }
 
-// Of two rows, the elements whose index lacks the bit SIZE, each followed by the other row's (SECOND: whose index has it, each
-// behind the other row's): one instruction for most sizes.
+// Rows a and b, SIZE apart, swap a's odd stretches of SIZE elements for b's even ones; the new a, or (SECOND) the new b. Most
+// sizes take one instruction.
 template <int SIZE, bool SECOND, class V, int... I>
 [[gnu::always_inline]] inline V exchange(V a, V b, std::integer_sequence<int, I...>) {
   constexpr int L = sizeof...(I);

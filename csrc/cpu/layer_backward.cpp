@@ -241,6 +241,13 @@ class Backward {
     return p;
   }
 
+  // With `count` rows of the gate panels from `first` on, transposed before or, for a single step, on the way.
+  void times_weights(Product<T> p, Buffer<T> Panels<T>::Transposed::* panels, int64_t first, int64_t count) const {
+    if (!transposed_) return panels_.product_transposed(p, first, count);
+    p.panels = (transposed_->*panels).data();
+    panels_.kernels.product(p);
+  }
+
   // dh of the step before. Turns alternate between the first panel first and the last.
   void recurrent_product(const Member& me, Range rows, int64_t base, int64_t turn) const {
     Product<T> p = d_pre_product(base + rows.begin, rows.size());
@@ -254,12 +261,7 @@ class Backward {
     p.c_stride = layout_.output_padded;
     if (time_.flags || shape_.P > 0) p.start = p.c, p.start_stride = p.c_stride;
     const Timed timed(me.profile, kRecur);
-    if (transposed_) {
-      p.panels = transposed_->dh.data();
-      panels_.kernels.product(p);
-    } else {
-      panels_.product_transposed(p, shape_.I, shape_.output());
-    }
+    times_weights(p, &Panels<T>::Transposed::dh, shape_.I, shape_.output());
   }
 
   // dx = d_pre . W for my part of the chunk's rows.
@@ -275,12 +277,7 @@ class Backward {
       p.tail_vectors = layout_.tail_vectors(shape_.I);
       p.c = scratch;
       p.c_stride = layout_.input_padded;
-      if (transposed_) {
-        p.panels = transposed_->dx.data();
-        panels_.kernels.product(p);
-      } else {
-        panels_.product_transposed(p, 0, shape_.I);
-      }
+      times_weights(p, &Panels<T>::Transposed::dx, 0, shape_.I);
       for (int64_t row = begin; row < begin + rows; ++row) {
         while (chunk.offset[step + 1] <= row) ++step;
         const int64_t t = time_.time(chunk.first + int64_t(step), shape_.T);
