@@ -35,7 +35,10 @@ struct Constants<float> {
   // y + round_and_bias rounds y to an integer n and leaves n + 127, the exponent field of 2^n, in the lowest bits.
   static constexpr float round_and_bias = 0x1.8p23f + 127;
   static constexpr float log2e = 1.44269502f;
+  static constexpr float ln2_high = 0x1.62e4p-1f;  // 16 bits, so that n * ln2_high is exact
+  static constexpr float ln2_low = 1.42860677e-06f;
   static constexpr float sigmoid_limit = 80;  // q <= 5.6e34, which leaves room for a product with tanh's q
+  static constexpr float zero_limit = 88;     // exponential(-zero_limit) has scale 0
   // 2^f for |f| <= 1/2, relative error 3.0e-9.
   static constexpr float exp2[] = {
       0.000153292785f, 0.00133909704f, 0.00961849932f, 0.0555035956f, 0.240226477f, 0.693147182f, 1};
@@ -45,6 +48,10 @@ struct Constants<float> {
   static constexpr float tanh_limit = 8.2f;  // where 1 is 2.5 ulp from the truth
   static constexpr float tanh_p[] = {1.48406079e-08f, 2.16372027e-05f, 0.00355668273f, 0.134321153f};
   static constexpr float tanh_q[] = {8.37058053e-07f, 0.000338643469f, 0.026108278f, 0.467654377f, 1};
+  // (e^f - 1 - f) / f^2 for |f| <= ln(2)/2; e^f - 1 has relative error 1.4e-8.
+  static constexpr float expm1[] = {0.00138706993f, 0.00836627092f, 0.0416674353f, 0.166665465f, 0.49999997f};
+  // (2 atanh(s/2) - s) / s^3, in s^2, for 0 <= s <= 2/3; atanh has relative error 4.5e-9.
+  static constexpr float atanh[] = {0.000546999392f, 0.00218774192f, 0.0125066983f, 0.0833330229f};
 };
 
 template <>
@@ -55,13 +62,19 @@ struct Constants<double> {
   static constexpr double ln2_high = 0x1.62e42fefa2p-1;  // 40 bits, so that n * ln2_high is exact
   static constexpr double ln2_low = 7.371002565167799e-13;
   static constexpr double sigmoid_limit = 700;  // q <= 1.1e304; tanh's q is at most 2
-  static constexpr double tanh_limit = 20;      // tanh rounds to 1 from 19.1 on
+  static constexpr double zero_limit = 709;
+  static constexpr double tanh_limit = 20;  // tanh rounds to 1 from 19.1 on
   // (e^f - 1 - f) / f^2 for |f| <= ln(2)/2; e^f - 1 has relative error 2.4e-17.
   static constexpr double expm1[] = {2.5047667390073234e-08, 2.7622155566166577e-07,
                                      2.755741994081653e-06,  2.480151651500139e-05,
                                      0.00019841269714186236, 0.001388888892038893,
                                      0.008333333333386912,   0.041666666666620236,
                                      0.16666666666666602,    0.5};
+  // As for float; atanh has relative error 1.3e-18.
+  static constexpr double atanh[] = {8.110882592314082e-08,  1.5916621292030705e-07, 9.235370866649245e-07,
+                                     4.0591774563742196e-06, 1.878240893885737e-05,  8.877804887941543e-05,
+                                     0.00043402781164801293, 0.0022321428553170024,  0.012500000000048672,
+                                     0.08333333333333288};
 };
 
 template <class V, int terms>
@@ -78,7 +91,8 @@ template <class V>
   return (V)((Bits)biased << Constants<Elem<V>>::mantissa_bits);
 }
 
-// e^y = scale + scale * rest, where scale is a power of two. Valid for |y| <= 708; NaN gives a NaN rest.
+// e^y = scale + scale * rest, where scale is a power of two. Valid for |y| <= 87 (float), 708 (double), and down to
+// -zero_limit, where scale is 0 and e^y a denormal; NaN gives a NaN rest.
 template <class V>
 struct Exponential {
   V scale, rest;

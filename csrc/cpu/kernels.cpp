@@ -19,6 +19,7 @@ namespace {
 #include "simd.h"
 // clang-format off
 #include "../activations.h"
+#include "../activation_kinds.h"
 #include "../cell.h"
 #include "gemm.h"
 // clang-format on
@@ -199,28 +200,21 @@ void transpose(const T* from, int64_t from_stride, int64_t rows, int64_t columns
     }
 }
 
-template <class T, class Function>
-void sweep(const T* x, T* y, int64_t n, Function function) {
+template <class T>
+void sweep(const ActivationOptions& options, bool slope, const T* x, T* y, int64_t n) {
+  using V = Vec<T>;
+  const auto function = slope ? activation_slope<V> : activate<V>;
+  const V alpha = broadcast<V>(T(options.alpha)), beta = broadcast<V>(T(options.beta));
   for (int64_t i = 0; i < n; i += kLanes<T>) {
     const int lanes = n - i < kLanes<T> ? int(n - i) : kLanes<T>;
-    store(y + i, value(function(load(x + i, lanes))), lanes);
+    store(y + i, function(options.kind, load(x + i, lanes), alpha, beta), lanes);
   }
 }
 
 template <class T>
-void sweep_sigmoid(const T* x, T* y, int64_t n) {
-  sweep(x, y, n, [](Vec<T> v) { return sigmoid(v); });
-}
-
-template <class T>
-void sweep_tanh(const T* x, T* y, int64_t n) {
-  sweep(x, y, n, [](Vec<T> v) { return tanh(v); });
-}
-
-template <class T>
-constexpr Kernels<T> kTable = {
-    kLanes<T>,     kPanel<T>,       MR,           product<T>,       step_forward<T>, step_backward<T>, outer_sum<T>,
-    outer_rows<T>, pack_columns<T>, transpose<T>, sweep_sigmoid<T>, sweep_tanh<T>};
+constexpr Kernels<T> kTable = {kLanes<T>,       kPanel<T>,        MR,           product<T>,
+                               step_forward<T>, step_backward<T>, outer_sum<T>, outer_rows<T>,
+                               pack_columns<T>, transpose<T>,     sweep<T>};
 
 }  // namespace
 

@@ -2,6 +2,7 @@
 // kernels.cpp fills this table once per instruction set; dispatch.cpp chooses one.
 // "Blocked" columns: the 4H gate columns in the order [H/lanes][4][lanes], the units padded to whole vectors.
 #pragma once
+#include "../cell_options.h"
 #include "../layer.h"
 #include "profile.h"
 
@@ -126,8 +127,8 @@ struct Kernels {
   void (*outer_rows)(const OuterRows<T>&);
   void (*pack_columns)(const T* from, int64_t from_stride, int64_t rows, int64_t columns, T* to, int64_t to_rows);
   void (*transpose)(const T* from, int64_t from_stride, int64_t rows, int64_t columns, T* to, int64_t to_stride);
-  void (*sigmoid)(const T* x, T* y, int64_t n);  // for the accuracy sweep of the tests
-  void (*tanh)(const T* x, T* y, int64_t n);
+  // y = the activation of x, or (slope) its derivative where its value is x; for the accuracy sweeps of the tests.
+  void (*sweep)(const ActivationOptions&, bool slope, const T* x, T* y, int64_t n);
 };
 
 }  // namespace fastlstm

@@ -183,19 +183,26 @@ py::dict profile(bool on) {
   return seconds;
 }
 
-py::array activation(const std::string& name, py::handle object) {
-  const py::array x = numpy_array(object, "x");
-  return with_element(x, "x", [&](auto element) -> py::array {
+py::array sweep(const std::string& name, py::handle object, double alpha, double beta, bool slope) {
+  const ActivationOptions options{activation_argument(name), alpha, beta};
+  const char* argument = slope ? "y" : "x";
+  const py::array x = numpy_array(object, argument);
+  return with_element(x, argument, [&](auto element) -> py::array {
     using T = typename decltype(element)::type;
     const py::array_t<T, py::array::c_style> flat(x);
     py::array_t<T> y(std::vector<py::ssize_t>(flat.shape(), flat.shape() + flat.ndim()));
     const Kernels<T>& kernels = active_kernels<T>();
-    if (name != "sigmoid" && name != "tanh")
-      throw py::value_error("name is '" + name + "': expected 'sigmoid' or 'tanh'");
-    const auto function = name == "tanh" ? kernels.tanh : kernels.sigmoid;
-    run_team(1, [&](int) { function(flat.data(), y.mutable_data(), flat.size()); });
+    run_team(1, [&](int) { kernels.sweep(options, slope, flat.data(), y.mutable_data(), flat.size()); });
     return y;
   });
+}
+
+py::array activation(const std::string& name, py::handle x, double alpha, double beta) {
+  return sweep(name, x, alpha, beta, false);
+}
+
+py::array activation_slope(const std::string& name, py::handle y, double alpha, double beta) {
+  return sweep(name, y, alpha, beta, true);
 }
 
 py::dict build_config() {
@@ -274,5 +281,7 @@ PYBIND11_MODULE(_core, m) {
   m.def("build_config", &build_config);
   m.def("paths", &paths, py::arg("weights"), py::arg("T"), py::arg("B"), py::arg("training"), py::arg("threads"));
   m.def("profile", &profile, py::arg("on"));
-  m.def("activation", &activation, py::arg("name"), py::arg("x"));
+  m.def("activation", &activation, py::arg("name"), py::arg("x"), py::arg("alpha") = 0.0, py::arg("beta") = 0.0);
+  m.def("activation_slope", &activation_slope, py::arg("name"), py::arg("y"), py::arg("alpha") = 0.0,
+        py::arg("beta") = 0.0);
 }

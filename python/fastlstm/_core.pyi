@@ -82,8 +82,11 @@ def paths(weights: Weights, T: int, B: int, training: bool, threads: int | None)
 def profile(on: bool) -> dict[str, float]:
     """Start or end measuring; return the seconds that calling threads spent in each phase since it last began."""
 
-def activation(name: str, x: NDArray[Any]) -> NDArray[Any]:
-    """Apply "sigmoid" or "tanh" of the active instruction set to each element of x: a hook for accuracy sweeps."""
+def activation(name: str, x: NDArray[Any], alpha: float = ..., beta: float = ...) -> NDArray[Any]:
+    """Apply the active instruction set's fastlstm.cells.activate to each element of x: a hook for accuracy sweeps."""
+
+def activation_slope(name: str, y: NDArray[Any], alpha: float = ..., beta: float = ...) -> NDArray[Any]:
+    """Apply the active instruction set's fastlstm.cells.activation_slope to each element of y."""
 
 def set_num_threads(n: int) -> None: ...
 def get_num_threads() -> int: ...

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from .cells import sigmoid
 from .dropout import drop, dropout_mask
 from .gradients import Gradients
 from .layouts import Layout, check_input, check_options, deliver, enter_states, or_zeros
@@ -25,13 +26,6 @@ __all__ = ["Tape", "cell_backward", "cell_forward", "lstm_backward", "lstm_forwa
 
 
 # One cell: csrc/cell.h has the same equations, in the same order and under the same names.
-
-
-def sigmoid(x: np.ndarray) -> np.ndarray:
-    """1 / (1 + exp(-x)), without overflow and relatively right in both tails."""
-    e = np.exp(-np.abs(x))
-    y: np.ndarray = np.where(x >= 0, 1 / (1 + e), e / (1 + e))
-    return y
 
 
 def cell_forward(pre: np.ndarray, c_prev: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -1,0 +1,105 @@
+// The activations of ONNX's LSTM by kind, and the derivative of each in terms of its value, which is all that a tape has.
+// Included by cpu/kernels.cpp inside its per-instruction-set anonymous namespace, after activations.h; it must not include
+// anything or open a namespace. The twins are activate and activation_slope in cells.py.
+
+// e^y - 1. Valid for y <= 0, minus infinity too; NaN gives NaN.
+template <class V>
+[[gnu::always_inline]] inline V expm1_of_negative(V y) {
+  const Exponential<V> e = exponential(max(broadcast<V>(-Constants<Elem<V>>::zero_limit), y));
+  return fma(e.scale, e.rest, e.scale - broadcast<V>(1));
+}
+
+// log(1 + e^x) = max(0, x) + log(1 + e^-|x|).
+template <class V>
+[[gnu::always_inline]] inline V softplus(V x) {
+  using K = Constants<Elem<V>>;
+  const V one = broadcast<V>(1);
+  const Exponential<V> a = exponential(max(broadcast<V>(-K::zero_limit), min(-x, x)));
+  const V e = a.scale * (one + a.rest);  // an fma would lose scale * rest where that is a denormal, but the sum is none
+  // log(1 + e) = 2 atanh(s / 2). Halved only inside, s is as large as e and is no denormal either.
+  const V s = e / fma(broadcast<V>(0.5), e, one);
+  const V t = s * s;
+  return max(V{}, x) + fma(s * t, polynomial(t, K::atanh), s);
+}
+
+// x / (1 + |x|), limited where that is +-1 already, for the sake of infinities.
+template <class V>
+[[gnu::always_inline]] inline V softsign(V x) {
+  const V limit = broadcast<V>(0x1p60);
+  x = max(-limit, min(limit, x));
+  return x / (broadcast<V>(1) + max(-x, x));
+}
+
+// One kind for all lanes. Valid for every x, infinities too, where the formula is not 0 * infinity; NaN gives NaN.
+// A call, not inlined: five copies of it would fill the cell's loop with spilled constants.
+template <class V>
+[[gnu::noinline]] V activate(Activation kind, V x, V alpha, V beta) {
+  const V one = broadcast<V>(1);
+  switch (kind) {
+    case Activation::kSigmoid:
+      return value(sigmoid(x));
+    case Activation::kTanh:
+      return value(tanh(x));
+    case Activation::kRelu:
+      return max(V{}, x);
+    case Activation::kHardSigmoid:
+      return max(V{}, min(one, fma(alpha, x, beta)));
+    case Activation::kAffine:
+      return fma(alpha, x, beta);
+    case Activation::kLeakyRelu:
+      return x >= V{} ? x : alpha * x;
+    case Activation::kElu:
+      return x >= V{} ? x : alpha * expm1_of_negative(x);
+    case Activation::kSoftsign:
+      return softsign(x);
+    case Activation::kSoftplus:
+      return softplus(x);
+    case Activation::kScaledTanh:
+      return alpha * value(tanh(beta * x));
+    case Activation::kThresholdedRelu:
+      return x < alpha ? V{} : x;
+  }
+  __builtin_unreachable();
+}
+
+// The derivative at x where y = activate(kind, x, alpha, beta). NaN gives NaN. At a kink, the slope on its left.
+// alpha of the leaky relu and of the elu is not negative, else y would not say where x lay.
+template <class V>
+[[gnu::noinline]] V activation_slope(Activation kind, V y, V alpha, V beta) {
+  const V one = broadcast<V>(1);
+  V slope{};  // of the kinds that compare, where a NaN gets lost
+  switch (kind) {
+    case Activation::kSigmoid:
+      return y * (one - y);
+    case Activation::kTanh:
+      return fma(-y, y, one);
+    case Activation::kSoftsign: {
+      const V rest = one - max(-y, y);
+      return rest * rest;
+    }
+    case Activation::kSoftplus:
+      return -expm1_of_negative(-y);
+    case Activation::kRelu:
+      slope = y > V{} ? one : V{};
+      break;
+    case Activation::kHardSigmoid:
+      slope = y > V{} ? (y < one ? alpha : V{}) : V{};
+      break;
+    case Activation::kAffine:
+      slope = alpha;
+      break;
+    case Activation::kLeakyRelu:
+      slope = y > V{} ? one : alpha;
+      break;
+    case Activation::kElu:
+      slope = y > V{} ? one : y + alpha;
+      break;
+    case Activation::kScaledTanh:
+      slope = alpha == V{} ? V{} : beta * fma(-y, y / alpha, alpha);
+      break;
+    case Activation::kThresholdedRelu:
+      slope = y == V{} ? V{} : one;
+      break;
+  }
+  return y == y ? slope : y;
+}
