@@ -213,8 +213,18 @@ def test_every_clone_is_looked_at(isa: str, objects: dict[str, Path]) -> None:
         missing = {(str(rows), str(width)) for rows in range(1, 7) for width in expected} - sizes
         assert not missing, tile
     for element in ("float", "double"):
-        for kernel in ("outer_tile", "cell_rows_forward", "cell_rows_backward", "sweep_sigmoid", "sweep_tanh"):
+        for kernel in ("outer_tile", "cell_rows_forward", "cell_rows_backward"):
             assert any(f"{kernel}<{element}" in name for name in multiplying), f"{kernel} of {element}"
+
+
+@pytest.mark.parametrize("isa", CHECKED)
+@pytest.mark.parametrize("name", ["activate", "activation_slope"])
+def test_activations_stay_in_registers(isa: str, name: str, objects: dict[str, Path]) -> None:
+    register = {"x86_v4": "%zmm", "x86_v3": "%ymm"}[isa]
+    for element in ("float", "double"):
+        (code,) = (f.code for f in functions_of(objects[isa]) if f"::{name}<{element}" in f.name)
+        assert any(i.name.startswith("vfmadd") and register in i.operands for i in code)
+        assert not [i for i in code if register in i.operands and re.search(r"\(%r[sb]p", i.operands)]
 
 
 # That the detector detects
