@@ -2,14 +2,15 @@
 // Included by cpu/kernels.cpp inside its per-instruction-set anonymous namespace, after activations.h; it must not include
 // anything or open a namespace. The twins are activate and activation_slope in cells.py.
 
-// e^y - 1. Valid for y <= 0, minus infinity too; NaN gives NaN.
+// e^y - 1. Valid for y <= 0, minus infinity too; NaN gives NaN. Max error 1.2 ulp.
 template <class V>
 [[gnu::always_inline]] inline V expm1_of_negative(V y) {
   const Exponential<V> e = exponential(max(broadcast<V>(-Constants<Elem<V>>::zero_limit), y));
   return fma(e.scale, e.rest, e.scale - broadcast<V>(1));
 }
 
-// log(1 + e^x) = max(0, x) + log(1 + e^-|x|).
+// log(1 + e^x) = max(0, x) + log(1 + e^-|x|). Valid for every x, infinities too; NaN gives NaN. Max error 2.9 ulp for
+// x >= -87.3 (float), -708.3 (double); below, where the truth is a denormal, 0 or the smallest number that is none.
 template <class V>
 [[gnu::always_inline]] inline V softplus(V x) {
   using K = Constants<Elem<V>>;
@@ -22,7 +23,7 @@ template <class V>
   return max(V{}, x) + fma(s * t, polynomial(t, K::atanh), s);
 }
 
-// x / (1 + |x|), limited where that is +-1 already, for the sake of infinities.
+// x / (1 + |x|), limited where that is +-1 already, for the sake of infinities; NaN gives NaN. Max error 1.5 ulp.
 template <class V>
 [[gnu::always_inline]] inline V softsign(V x) {
   const V limit = broadcast<V>(0x1p60);
@@ -30,7 +31,12 @@ template <class V>
   return x / (broadcast<V>(1) + max(-x, x));
 }
 
-// One kind for all lanes. Valid for every x, infinities too, where the formula is not 0 * infinity; NaN gives NaN.
+// One kind for all lanes. Valid for every x, infinities too where the formula is not 0 * infinity; NaN gives NaN. Max
+// error, beside those above and in activations.h:
+// elu                   2.5 ulp
+// scaled tanh           5.5 ulp (float; without FMA 6.5), 4.5 ulp (double), where beta * x is no denormal
+// hard sigmoid, affine  0.5 ulp (without FMA 1) of |alpha * x| + |beta|
+// the others            0.5 ulp
 // A call, not inlined: five copies of it would fill the cell's loop with spilled constants.
 template <class V>
 [[gnu::noinline]] V activate(Activation kind, V x, V alpha, V beta) {
@@ -63,7 +69,8 @@ template <class V>
 }
 
 // The derivative at x where y = activate(kind, x, alpha, beta). NaN gives NaN. At a kink, the slope on its left.
-// alpha of the leaky relu and of the elu is not negative, else y would not say where x lay.
+// alpha of the leaky relu and of the elu is not negative, else y would not say where x lay. Max error 1.5 eps of
+// max(1, |alpha|) max(1, |beta|); softsign 1.5 eps and softplus 1.2 ulp, both relative.
 template <class V>
 [[gnu::noinline]] V activation_slope(Activation kind, V y, V alpha, V beta) {
   const V one = broadcast<V>(1);

@@ -58,7 +58,7 @@ VALUES: dict[str, Formula] = {
     "leaky_relu": lambda x, alpha, beta: np.where(x >= 0, x, alpha * x),
     "elu": lambda x, alpha, beta: np.where(x >= 0, x, alpha * np.expm1(np.minimum(x, 0))),
     "softsign": lambda x, alpha, beta: softsign(x),
-    "softplus": lambda x, alpha, beta: np.logaddexp(x, 0),
+    "softplus": lambda x, alpha, beta: np.maximum(x, 0) + np.log1p(np.exp(-np.abs(x))),
     "scaled_tanh": lambda x, alpha, beta: alpha * np.tanh(beta * x),
     "thresholded_relu": lambda x, alpha, beta: np.where(x < alpha, 0, x),
 }
