@@ -1,6 +1,6 @@
 // The activations of ONNX's LSTM by kind, and the derivative of each in terms of its value, which is all that a tape has.
 // Included by cpu/kernels.cpp inside its per-instruction-set anonymous namespace, after activations.h; it must not include
-// anything or open a namespace. The twins are activate and activation_slope in cells.py.
+// anything or open a namespace. The twins are activate and activation_slope in activations.py.
 
 // e^y - 1. Valid for y <= 0, minus infinity too; NaN gives NaN. Max error 1.2 ulp.
 template <class V>

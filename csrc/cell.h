@@ -1,5 +1,5 @@
 // THE equations of one LSTM cell (Hochreiter & Schmidhuber 1997, with the forget gate of Gers et al. 2000), forward and
-// backward, for one number type V: a SIMD vector on the CPU, a thread's float on a GPU. The twin of lstm_cell_* in reference.py.
+// backward, for one number type V: a SIMD vector on the CPU, a thread's float on a GPU. The twin of cell_* in cells.py.
 // Included by the kernels inside their own namespace, after activations.h.
 
 // Before the activation in `pre`, after it in `gates`; the order i f g o is that of torch and cuDNN.
@@ -8,23 +8,32 @@ struct Gates {
   V i, f, g, o;
 };
 
+// A number stands for itself where others are Fractions.
+template <class V>
+inline V value(V x) {
+  return x;
+}
+
+enum Gate { kI, kF, kG, kO };
+enum Peephole { kPeepI, kPeepF, kPeepO };
+
 template <class V>
 struct CellState {
   V h, c;
 };
 
-// Quotients stay undivided until a term is complete: c and h cost three divisions instead of five.
+// Quotients stay undivided until a term is complete: c and h of the plain cell cost three divisions instead of five.
 // `saved` receives the gates themselves; training asks for them, inference lets the compiler drop their divisions.
-template <class V>
-inline CellState<V> cell_forward(const Gates<V>& pre, V c, Gates<V>& saved) {
-  const auto i = sigmoid(pre.i);
-  const auto f = sigmoid(pre.f);
-  const auto g = tanh(pre.g);
-  const auto o = sigmoid(pre.o);
-  saved = {value(i), value(f), value(g), value(o)};
+template <class V, class Cell>
+inline CellState<V> cell_forward(const Cell& cell, const Gates<V>& pre, V c, Gates<V>& saved) {
+  const auto i = cell.gate(cell.peep(kPeepI, pre.i, c));
+  const auto g = cell.squash(pre.g);
+  const auto f = cell.forget(i, cell.peep(kPeepF, pre.f, c));
 
-  c = f * c + i * g;
-  const V h = value(o * tanh(c));
+  c = cell.clip(f * c + i * g);
+  const auto o = cell.gate(cell.peep(kPeepO, pre.o, c));
+  const V h = value(o * cell.output(c));
+  saved = {value(i), value(f), value(g), value(o)};
   return {h, c};
 }
 
@@ -32,18 +41,111 @@ template <class V>
 struct CellGradient {
   Gates<V> d_pre;
   V dc_prev;
-  V m;  // o * tanh(c): what the projection saw
+  V m;  // o * output(c): what the projection saw
 };
 
-// d(sigmoid) = s (1 - s), d(tanh) = 1 - t^2, from the saved gates; dh and dc are the gradients of h_t and c_t.
-template <class V>
-inline CellGradient<V> cell_backward(const Gates<V>& gates, V c_prev, V c, V dh, V dc) {
+// From the saved gates, by derivatives that outputs express: d(sigmoid) = s (1 - s), d(tanh) = 1 - t^2. dh and dc are the
+// gradients of h and c; c is the cell's before `clip`.
+template <class V, class Cell>
+inline CellGradient<V> cell_backward(const Cell& cell, const Gates<V>& gates, V c_prev, V c, V dh, V dc) {
   const V i = gates.i, f = gates.f, g = gates.g, o = gates.o;
-  const V tanh_c = value(tanh(c));
-  const V d_o = dh * tanh_c;
-  dc = fma(dh * o, V(1 - tanh_c * tanh_c), dc);
-  const V d_i = dc * g;
-  const V d_g = dc * i;
-  const V d_f = dc * c_prev;
-  return {{d_i * i * (1 - i), d_f * f * (1 - f), d_g * (1 - g * g), d_o * o * (1 - o)}, dc * f, o * tanh_c};
+  const V y = value(cell.output(cell.clip(c)));
+  const V d_pre_o = cell.d_gate(cell.given(kO, dh * y), o);
+  dc = fma(dh * o, cell.d_output(y), dc);
+  dc = cell.d_clip(cell.d_peep(kPeepO, dc, d_pre_o), c);
+
+  V d_i = cell.given(kI, dc * g), d_f = cell.given(kF, dc * c_prev);
+  const V d_g = cell.given(kG, dc * i);
+  cell.d_forget(d_i, d_f);
+  const V d_pre_i = cell.d_gate(d_i, i), d_pre_f = cell.d_gate(d_f, f);
+  const V dc_prev = cell.d_peep(kPeepI, cell.d_peep(kPeepF, dc * f, d_pre_f), d_pre_i);
+  return {{d_pre_i, d_pre_f, cell.d_squash(d_g, g), d_pre_o}, dc_prev, o * y};
+}
+
+// The textbook's choices. What others have beyond them is empty here and leaves no instruction.
+template <class V>
+struct PlainCell {
+  static auto gate(V x) { return sigmoid(x); }
+  static auto forget(Fraction<V>, V x) { return sigmoid(x); }
+  static auto squash(V x) { return tanh(x); }
+  static auto output(V c) { return tanh(c); }
+  static V d_gate(V dy, V y) { return dy * y * (1 - y); }
+  static V d_squash(V dy, V y) { return dy * (1 - y * y); }
+  static V d_output(V y) { return 1 - y * y; }
+  static void d_forget(V&, V&) {}
+  static V peep(Peephole, V pre, V) { return pre; }
+  static V d_peep(Peephole, V dc, V) { return dc; }
+  static V clip(V c) { return c; }
+  static V d_clip(V dc, V) { return dc; }
+  static V given(Gate, V d) { return d; }
+};
+
+// The choices of a CellOptions: switches that are the same for all units.
+template <class V>
+struct VariantCell {
+  struct Function {
+    Activation kind;
+    V alpha, beta;
+    V low, high;  // what comes out where the input was clipped
+
+    Function(const ActivationOptions& options, V limit)
+        : kind(options.kind), alpha(broadcast<V>(Elem<V>(options.alpha))), beta(broadcast<V>(Elem<V>(options.beta))) {
+      low = (*this)(-limit);
+      high = (*this)(limit);
+    }
+    V operator()(V x) const {
+      if (kind == Activation::kSigmoid) return value(sigmoid(x));  // the two that nearly all cells have, without a call
+      if (kind == Activation::kTanh) return value(tanh(x));
+      return activate(kind, x, alpha, beta);
+    }
+    V slope(V y) const {
+      if (kind == Activation::kSigmoid) return y * (1 - y);
+      if (kind == Activation::kTanh) return 1 - y * y;
+      return activation_slope(kind, y, alpha, beta);
+    }
+    V clipped_slope(V y) const { return (y == low) | (y == high) ? V{} : slope(y); }
+  };
+
+  Function gate_, squash_, output_;
+  bool coupled, gates_clipped, cells_clipped, has_peepholes = false;
+  V gate_limit, cell_limit;
+  V p[3]{};        // peepholes of i f o
+  V d_gates[4]{};  // gradients of the gates themselves, of i f g o
+
+  explicit VariantCell(const CellOptions& options)
+      : gate_(options.gate, broadcast<V>(Elem<V>(options.gate_clip))),
+        squash_(options.squash, broadcast<V>(Elem<V>(options.gate_clip))),
+        output_(options.output, V{}),
+        coupled(options.coupled_input_forget),
+        gates_clipped(options.clips_gates()),
+        cells_clipped(options.clips_cells()),
+        gate_limit(broadcast<V>(Elem<V>(options.gate_clip))),
+        cell_limit(broadcast<V>(Elem<V>(options.cell_clip))) {}
+
+  static V within(V limit, V x) { return max(-limit, min(limit, x)); }
+
+  V gate(V x) const { return gate_(within(gate_limit, x)); }
+  V forget(V i, V x) const { return coupled ? 1 - i : gate(x); }
+  V squash(V x) const { return squash_(within(gate_limit, x)); }
+  V output(V c) const { return output_(c); }
+  V d_gate(V dy, V y) const { return dy * (gates_clipped ? gate_.clipped_slope(y) : gate_.slope(y)); }
+  V d_squash(V dy, V y) const { return dy * (gates_clipped ? squash_.clipped_slope(y) : squash_.slope(y)); }
+  V d_output(V y) const { return output_.slope(y); }
+  void d_forget(V& d_i, V& d_f) const {
+    if (coupled) d_i -= d_f, d_f = V{};
+  }
+  V peep(Peephole gate, V pre, V c) const { return has_peepholes ? fma(p[gate], c, pre) : pre; }
+  V d_peep(Peephole gate, V dc, V d_pre) const { return has_peepholes ? fma(p[gate], d_pre, dc) : dc; }
+  V clip(V c) const { return within(cell_limit, c); }
+  V d_clip(V dc, V c) const {
+    if (!cells_clipped) return dc;
+    return (c < cell_limit) & (-c < cell_limit) ? dc : V{};
+  }
+  V given(Gate gate, V d) const { return d + d_gates[gate]; }
+};
+
+// What becomes of a state that keeps its old value in the part, or with probability, `keep` (Krueger et al. 2017).
+template <class V>
+inline V zoneout(V keep, V before, V after) {
+  return keep == V{} ? after : keep * before + (1 - keep) * after;
 }

@@ -1,4 +1,5 @@
-// Which functions a cell is made of, as plain data: chosen by the caller, read by the kernels of every instruction set.
+// How a cell departs from the textbook's, as plain data: chosen by the caller, read by the kernels of every instruction set.
+// python/fastlstm/cells.py says what each means.
 #pragma once
 #include <cstdint>
 
@@ -26,6 +27,30 @@ constexpr const char* kActivationNames[] = {"sigmoid",         "tanh", "relu",  
 struct ActivationOptions {
   Activation kind = Activation::kSigmoid;
   double alpha = 0, beta = 0;  // where the formula has them
+};
+
+constexpr double kNoLimit = __builtin_inf();
+
+// Its functions are inlined always: kernels.cpp may leave no symbol that its instruction sets share.
+struct CellOptions {
+  ActivationOptions gate, squash{Activation::kTanh}, output{Activation::kTanh};  // of i f o, of g, of c
+  bool coupled_input_forget = false;
+  double gate_clip = kNoLimit, cell_clip = kNoLimit;
+  double zoneout_h = 0, zoneout_c = 0;
+  double input_dropout = 0, recurrent_dropout = 0, weight_drop = 0;
+  bool dropout_per_gate = false;
+
+  [[gnu::always_inline]] bool clips_gates() const { return gate_clip < kNoLimit; }
+  [[gnu::always_inline]] bool clips_cells() const { return cell_clip < kNoLimit; }
+  bool zones() const { return zoneout_h > 0 || zoneout_c > 0; }
+  // Whether the textbook's cell will do.
+  bool plain() const {
+    return gate.kind == Activation::kSigmoid && squash.kind == Activation::kTanh && output.kind == Activation::kTanh &&
+           !coupled_input_forget && !clips_gates() && !clips_cells() && !zones();
+  }
+  bool draws() const {
+    return zoneout_h > 0 || zoneout_c > 0 || input_dropout > 0 || recurrent_dropout > 0 || weight_drop > 0;
+  }
 };
 
 }  // namespace fastlstm

@@ -47,6 +47,14 @@ struct Timeline {
   int64_t last_step(int64_t row, int64_t T) const { return !reverse && end ? end[row] : T; }  // one past
 };
 
+// Where the random numbers of a layer and direction come from. In inference nothing is drawn.
+struct Draws {
+  bool training = false;
+  uint64_t seed = 0;
+  uint32_t call = 0;
+  int64_t layer = 0, direction = 0;
+};
+
 template <class T>
 struct ForwardArgs {
   Shape shape;
@@ -56,6 +64,8 @@ struct ForwardArgs {
   Sequence<T> y;                         // [T,B,output]
   T *h_n = nullptr, *c_n = nullptr;      // [B,output], [B,H]
   Sequence<T> cells;                     // [T,B,H]; null: not wanted
+  Sequence<T> gates;                     // [T,B,4H] after their activations; null: not wanted
+  Draws draws;
 };
 
 template <class T>
@@ -65,12 +75,15 @@ struct BackwardArgs {
   Sequence<const T> dy;                      // [T,B,output]; null: zero
   const T *dh_n = nullptr, *dc_n = nullptr;  // [B,output], [B,H]; null: zero
   Sequence<const T> dcells;                  // [T,B,H]; null: zero
+  Sequence<const T> dgates;                  // [T,B,4H]; null: zero
+  Draws draws;                               // forward's
   Sequence<T> dx;                            // [T,B,I]; null: not wanted
   bool add_to_dx = false;                    // the second direction adds to what the first wrote
   T *dh0 = nullptr, *dc0 = nullptr;          // [B,output], [B,H]
   T *dw_x = nullptr, *dw_h = nullptr;        // [4H,I], [4H,output]; both null: not wanted
   T* db = nullptr;                           // [4H]; null: not wanted
   T* dw_p = nullptr;                         // [P,H]; null without projection
+  T* d_peephole = nullptr;                   // [3H]; null without peepholes
 };
 
 }  // namespace fastlstm

@@ -22,17 +22,30 @@ inline Philox philox(Philox counter, uint32_t key0, uint32_t key1) {
   return counter;
 }
 
-// Dropout between layers: a unit is kept if its random word reaches p * 2^32.
+// What is drawn. Each kind has a key of its own; the order is that of KINDS in dropout.py.
+enum class Drawn : uint64_t { kBetweenLayers, kInput, kRecurrent, kZoneoutH, kZoneoutC, kWeights };
+
+inline uint64_t seed_of(Drawn kind, uint64_t seed) { return seed + uint64_t(kind) * 0x9E3779B97F4A7C15u; }
+
+// A unit is kept if its random word reaches p * 2^32.
+inline uint64_t threshold_of(double p) { return uint64_t(p * 4294967296.0); }
+
+// The first word of a counter. The others: step or gate, row, call.
+inline uint32_t place_of(int64_t layer, int64_t direction, int64_t quad) {
+  return uint32_t(layer) << 21 | uint32_t(direction) << 20 | uint32_t(quad);
+}
+
+// Dropout between layers.
 struct Dropout {
   double p = 0;
   uint64_t seed = 0;
   uint32_t call = 0;
 
-  uint64_t threshold() const { return uint64_t(p * 4294967296.0); }
+  uint64_t threshold() const { return threshold_of(p); }
 
   // The words of units 4 * quad .. 4 * quad + 3.
   Philox words(int64_t layer, int64_t direction, int64_t t, int64_t b, int64_t quad) const {
-    const uint32_t where = uint32_t(layer) << 21 | uint32_t(direction) << 20 | uint32_t(quad);
+    const uint32_t where = place_of(layer, direction, quad);
     return philox({{where, uint32_t(t), uint32_t(b), call}}, uint32_t(seed), uint32_t(seed >> 32));
   }
 };

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from fastlstm import _core, cells
+from fastlstm import _core, activations
 
 # Sigmoid and tanh, swept. Truth is NumPy one precision higher; bounds are those of csrc/activations.h.
 
@@ -99,7 +99,7 @@ def test_sigmoid_and_tanh_at_the_ends(isa: str, dtype: str) -> None:
 @pytest.mark.parametrize("size", [0, 1, 3, 15, 16, 17, 33])
 def test_an_activation_does_not_depend_on_its_place(isa: str, dtype: str, size: int) -> None:
     x = np.linspace(-5, 5, 33).astype(dtype)
-    for name in cells.ACTIVATIONS:
+    for name in activations.ACTIVATIONS:
         for function in (_core.activation, _core.activation_slope):
             whole = function(name, x, 0.3, 0.2)
             np.testing.assert_array_equal(function(name, x[:size], 0.3, 0.2), whole[:size])
@@ -107,7 +107,7 @@ def test_an_activation_does_not_depend_on_its_place(isa: str, dtype: str, size: 
 
 # The others, swept. Truth is the twin one precision higher.
 
-NAMES = list(cells.ACTIVATIONS)
+NAMES = list(activations.ACTIVATIONS)
 PARAMETERS = {
     "hard_sigmoid": (0.2, 0.5),
     "affine": (1.7, -0.4),
@@ -149,16 +149,16 @@ def test_activation_error(isa: str, dtype: str, name: str, limit: float | None) 
     alpha, beta = parameters_of(name, dtype)
     if name == "scaled_tanh":
         x = without_denormals(x, x * np.asarray(beta, dtype))
-    x = without_denormals(x, exactly(cells.activate, name, x))
+    x = without_denormals(x, exactly(activations.activate, name, x))
     most = MOST.get(name, SCALED_TANH_MOST[dtype][isa != "x86_v2"])
-    assert ulps(_core.activation(name, x, alpha, beta), exactly(cells.activate, name, x)) <= most
+    assert ulps(_core.activation(name, x, alpha, beta), exactly(activations.activate, name, x)) <= most
 
 
 @pytest.mark.parametrize("name", ["hard_sigmoid", "affine"])
 def test_error_where_a_sum_may_cancel(isa: str, dtype: str, name: str) -> None:
     x = points(dtype, 20.0)
     alpha, beta = parameters_of(name, dtype)
-    error = np.abs(_core.activation(name, x, alpha, beta) - exactly(cells.activate, name, x))
+    error = np.abs(_core.activation(name, x, alpha, beta) - exactly(activations.activate, name, x))
     terms = np.spacing((np.abs(alpha * x) + abs(beta)).astype(dtype))
     assert float((error / terms).max()) <= (0.5 if isa != "x86_v2" else 1.0)
 
@@ -167,7 +167,7 @@ def test_error_where_a_sum_may_cancel(isa: str, dtype: str, name: str) -> None:
 def test_special_elus(isa: str, dtype: str, alpha: float) -> None:
     x = points(dtype, 20.0)
     found = _core.activation("elu", x, alpha)
-    assert ulps(found, cells.activate("elu", x.astype(EXACT[dtype]), alpha)) <= 1.2
+    assert ulps(found, activations.activate("elu", x.astype(EXACT[dtype]), alpha)) <= 1.2
     if alpha == 0:
         np.testing.assert_array_equal(_core.activation_slope("elu", found, alpha), (x > 0).astype(dtype))
 
@@ -193,7 +193,7 @@ def test_activations_at_the_ends(isa: str, dtype: str, name: str) -> None:
     x = np.array([-np.inf, -1e4, 0, 1e4, np.inf], dtype)
     for found in (
         _core.activation(name, x, *parameters_of(name, dtype)),
-        cells.activate(name, x, *parameters_of(name, dtype)),
+        activations.activate(name, x, *parameters_of(name, dtype)),
     ):
         assert found.dtype == dtype
         np.testing.assert_allclose(found, ENDS[name], rtol=4 * np.finfo(dtype).eps, atol=0)
@@ -202,7 +202,7 @@ def test_activations_at_the_ends(isa: str, dtype: str, name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_activations_keep_a_nan(isa: str, dtype: str, name: str) -> None:
     x = np.array([0.25, np.nan, 0.75], dtype)
-    for functions in ((_core.activation, _core.activation_slope), (cells.activate, cells.activation_slope)):
+    for functions in ((_core.activation, _core.activation_slope), (activations.activate, activations.activation_slope)):
         for function in functions:
             found = function(name, x, *parameters_of(name, dtype))
             np.testing.assert_array_equal(np.isnan(found), [False, True, False])
@@ -219,7 +219,7 @@ def test_corners_belong_to_the_side_that_onnx_says(isa: str, dtype: str) -> None
     below, at = np.nextafter(np.asarray(0.7, dtype), np.asarray(0, dtype)), np.asarray(0.7, dtype)
     x = np.array([below, at])
     alpha = float(at)
-    for function in (_core.activation, cells.activate):
+    for function in (_core.activation, activations.activate):
         np.testing.assert_array_equal(function("thresholded_relu", x, alpha), np.array([0, at]))
 
 
@@ -228,7 +228,7 @@ def test_corners_belong_to_the_side_that_onnx_says(isa: str, dtype: str) -> None
 
 def differences(name: str, x: np.ndarray, alpha: float, beta: float) -> np.ndarray:
     step = 1e-5
-    above, below = cells.activate(name, x + step, alpha, beta), cells.activate(name, x - step, alpha, beta)
+    above, below = activations.activate(name, x + step, alpha, beta), activations.activate(name, x - step, alpha, beta)
     return (above - below) / (2 * step)
 
 
@@ -236,7 +236,7 @@ def differences(name: str, x: np.ndarray, alpha: float, beta: float) -> np.ndarr
 def test_slope_is_the_derivative(name: str) -> None:
     x = np.linspace(-6.003, 6.001, 1201)  # no point is within a step of a kink
     alpha, beta = parameters_of(name, "float64")
-    slope = cells.activation_slope(name, cells.activate(name, x, alpha, beta), alpha, beta)
+    slope = activations.activation_slope(name, activations.activate(name, x, alpha, beta), alpha, beta)
     np.testing.assert_allclose(slope, differences(name, x, alpha, beta), rtol=0, atol=1e-9)
 
 
@@ -245,7 +245,7 @@ def test_slope_equals_its_twin(isa: str, dtype: str, name: str) -> None:
     alpha, beta = parameters_of(name, dtype)
     y = _core.activation(name, points(dtype, 20.0), alpha, beta)
     y = without_denormals(y, y)
-    found, truth = _core.activation_slope(name, y, alpha, beta), exactly(cells.activation_slope, name, y)
+    found, truth = _core.activation_slope(name, y, alpha, beta), exactly(activations.activation_slope, name, y)
     eps = np.finfo(dtype).eps
     np.testing.assert_allclose(found, truth, rtol=0, atol=1.5 * eps * max(1, alpha) * max(1, beta))
     if name in ("softsign", "softplus"):
@@ -254,7 +254,7 @@ def test_slope_equals_its_twin(isa: str, dtype: str, name: str) -> None:
 
 def test_slope_of_a_scaled_tanh_that_is_zero(isa: str, dtype: str) -> None:
     y = np.zeros(3, dtype)
-    for function in (_core.activation_slope, cells.activation_slope):
+    for function in (_core.activation_slope, activations.activation_slope):
         np.testing.assert_array_equal(function("scaled_tanh", y, 0.0, 2.0), y)
 
 
@@ -264,10 +264,12 @@ def test_slope_of_a_scaled_tanh_that_is_zero(isa: str, dtype: str) -> None:
 def test_defaults_are_of_every_name() -> None:
     for name in NAMES:
         np.testing.assert_array_equal(_core.activation(name, np.zeros(0)), [])
-    assert [name for name, defaults in cells.ACTIVATIONS.items() if None in defaults] == ["affine", "scaled_tanh"]
+    assert [name for name, defaults in activations.ACTIVATIONS.items() if None in defaults] == ["affine", "scaled_tanh"]
 
 
-@pytest.mark.parametrize("function", [_core.activation, _core.activation_slope, cells.activate, cells.activation_slope])
+@pytest.mark.parametrize(
+    "function", [_core.activation, _core.activation_slope, activations.activate, activations.activation_slope]
+)
 def test_an_unknown_name_lists_those_that_exist(function: Callable[[str, np.ndarray], np.ndarray]) -> None:
     with pytest.raises(ValueError, match=f"activation is 'gelu': expected one of {', '.join(NAMES)}$"):
         function("gelu", np.zeros(3))

@@ -300,7 +300,7 @@ def test_backward_refuses(name: str) -> None:
 
 
 LAYER: dict[str, Case] = {
-    "input_size_zero": ({"input_size": 0}, ValueError, ("input_size", "0", "at least 1")),
+    "input_size_negative": ({"input_size": -1}, ValueError, ("input_size", "-1", "at least 0")),
     "hidden_size_negative": ({"hidden_size": -3}, ValueError, ("hidden_size", "-3", "at least 1")),
     "hidden_size_fractional": ({"hidden_size": 2.5}, TypeError, ("hidden_size", "2.5", "integer")),
     "hidden_size_a_string": ({"hidden_size": "8"}, TypeError, ("hidden_size", "'8'", "integer")),

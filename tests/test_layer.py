@@ -260,7 +260,7 @@ def test_repr_says_what_differs_from_the_defaults() -> None:
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"input_size": 0}, ValueError, "input_size is 0, expected an integer of at least 1"),
+        ({"input_size": -1}, ValueError, "input_size is -1, expected an integer of at least 0"),
         ({"hidden_size": 2.5}, TypeError, "hidden_size is 2.5, expected an integer"),
         ({"num_layers": True}, TypeError, "num_layers is True, expected an integer"),
         ({"bidirectional": 1}, TypeError, "bidirectional is 1, expected True or False"),

@@ -46,7 +46,7 @@ def call(**changes):
         pytest.param({"masked_output": "hold"}, ValueError, "masked_output is 'hold'", id="masked_output"),
         pytest.param({"dropout": 1.5, "dropout_seed": 0}, ValueError, r"dropout is 1\.5", id="dropout"),
         pytest.param(
-            {"dropout": 0.5}, ValueError, "dropout_seed is None: expected an integer", id="dropout_without_seed"
+            {"dropout": 0.5}, ValueError, "dropout_seed is None, expected an integer", id="dropout_without_seed"
         ),
         pytest.param(
             {"dropout": 0.5, "dropout_seed": 2**64},

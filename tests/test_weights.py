@@ -57,7 +57,7 @@ def test_sizes_of_numpy_are_kept_as_plain_integers():
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        pytest.param((0, 4), ValueError, "input_size is 0, expected an integer of at least 1", id="no_input"),
+        pytest.param((-1, 4), ValueError, "input_size is -1, expected an integer of at least 0", id="negative_input"),
         pytest.param((3, -4), ValueError, "hidden_size is -4", id="negative_hidden"),
         pytest.param((3, 4.0), TypeError, "hidden_size is 4.0", id="fractional_hidden"),
         pytest.param((3, True), TypeError, "hidden_size is True", id="boolean_hidden"),
@@ -87,7 +87,7 @@ def replaced(name, array):
 @pytest.mark.parametrize(
     ("spoil", "error", "message"),
     [
-        pytest.param(without("weight_ih_l0"), ValueError, "weights has no weight_ih_l0", id="first_weight_missing"),
+        pytest.param(without("weight_hh_l0"), ValueError, "weights has no weight_hh_l0", id="first_weight_missing"),
         pytest.param(without("weight_hh_l1"), ValueError, "weights lacks weight_hh_l1", id="weight_missing"),
         pytest.param(without("bias_hh_l0"), ValueError, "weights lacks bias_hh_l0", id="half_of_the_bias_missing"),
         pytest.param(

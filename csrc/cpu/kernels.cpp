@@ -22,6 +22,7 @@ namespace {
 #include "../activation_kinds.h"
 #include "../cell.h"
 #include "gemm.h"
+#include "random.h"
 // clang-format on
 
 template <class T>
@@ -30,11 +31,46 @@ inline int lanes_of_block(int64_t hidden, int64_t block) {
   return left < kLanes<T> ? int(left) : kLanes<T>;
 }
 
+// The cell of one block of units, by its kind.
+template <class T, bool VARIANT>
+inline auto cell_of(const CellVariant<T>& variant, int64_t block) {
+  if constexpr (VARIANT) {
+    VariantCell<Vec<T>> cell(*variant.options);
+    cell.has_peepholes = variant.peepholes;
+    for (int gate = 0; gate < 3 && variant.peepholes; ++gate)
+      cell.p[gate] = load(variant.peepholes + (block * 3 + gate) * kLanes<T>);
+    return cell;
+  } else {
+    return PlainCell<Vec<T>>{};
+  }
+}
+
+// Calls function(flag, ...) with each flag as a compile-time constant.
+template <class F>
+auto with_flags(F function) {
+  return function();
+}
+template <class F, class... Flags>
+auto with_flags(F function, bool first, Flags... rest) {
+  const auto others = [&](auto flag) {
+    return with_flags([&](auto... more) { return function(flag, more...); }, rest...);
+  };
+  return first ? others(std::true_type{}) : others(std::false_type{});
+}
+
+template <class T>
+void store_gates(const StepForward<T>& s, int64_t row, int64_t unit, const Gates<Vec<T>>& gates, int lanes) {
+  T* to = s.variant.gates + s.order[row] * s.variant.gates_stride + unit;
+  store(to, gates.i, lanes), store(to + s.hidden, gates.f, lanes);
+  store(to + 2 * s.hidden, gates.g, lanes), store(to + 3 * s.hidden, gates.o, lanes);
+}
+
 // The cell for all rows of one block of units; `stash` holds the pre-activations, [rows][4][lanes].
-template <class T, bool TRAINING, bool FLAGGED>
+template <class T, bool TRAINING, bool FLAGGED, bool VARIANT>
 void cell_rows_forward(const StepForward<T>& s, int64_t block, const T* stash, int64_t stash_stride) {
   using V = Vec<T>;
   constexpr int L = kLanes<T>;
+  const auto cell = cell_of<T, VARIANT>(s.variant, block);
   const int64_t unit = block * L;
   const int lanes = lanes_of_block<T>(s.hidden, block);
   const T* c_prev = s.c_prev + block * s.c_block_stride;
@@ -48,7 +84,15 @@ void cell_rows_forward(const StepForward<T>& s, int64_t block, const T* stash, i
     if (FLAGGED && (s.flags[row] & kCut)) c_in = V{};
 
     Gates<V> saved;
-    CellState<V> now = cell_forward<V>({load(pre), load(pre + L), load(pre + 2 * L), load(pre + 3 * L)}, c_in, saved);
+    CellState<V> now =
+        cell_forward<V>(cell, {load(pre), load(pre + L), load(pre + 2 * L), load(pre + 3 * L)}, c_in, saved);
+    if constexpr (VARIANT) {
+      const int64_t keep = row * s.variant.keep_stride + unit;
+      if (s.variant.keep_c) now.c = zoneout(load(s.variant.keep_c + keep), c_in, now.c);
+      if (s.variant.keep_h)
+        now.h = zoneout(load(s.variant.keep_h + keep), load(s.h_prev + row * s.gates.a_stride + unit), now.h);
+      if (s.variant.gates) store_gates(s, row, unit, held ? Gates<V>{} : saved, lanes);
+    }
     if (held) now = {s.m ? V{} : load(s.h_prev + row * s.gates.a_stride + unit), c_in};
     store(c + row * L, now.c);
     if (TRAINING) {
@@ -67,13 +111,17 @@ void cell_rows_forward(const StepForward<T>& s, int64_t block, const T* stash, i
 }
 
 template <class T>
+using CellRowsForward = void (*)(const StepForward<T>&, int64_t block, const T* stash, int64_t stash_stride);
+
+template <class T>
 void step_forward(StepForward<T>& s) {
   constexpr int64_t PANELS = 4 / NR;  // of one block of units
   constexpr int MAX_ROWS = 96;
   alignas(64) T stash[MAX_ROWS * 4 * kLanes<T>];
-  const bool flagged = s.flags || s.flags_next;
-  const auto cell_rows = s.saved ? (flagged ? cell_rows_forward<T, true, true> : cell_rows_forward<T, true, false>)
-                                 : (flagged ? cell_rows_forward<T, false, true> : cell_rows_forward<T, false, false>);
+  const auto cell_rows =
+      with_flags([](auto training, auto flagged,
+                    auto variant) -> CellRowsForward<T> { return cell_rows_forward<T, training, flagged, variant>; },
+                 s.saved, s.flags || s.flags_next, s.variant.options);
   // A single row runs two blocks of units at once, see product().
   const int64_t group = s.gates.rows == 1 ? 2 : 1;
   const int64_t groups = (s.block_end - s.block_begin + group - 1) / group;
@@ -106,10 +154,17 @@ void step_forward(StepForward<T>& s) {
   }
 }
 
-template <class T, bool FLAGGED>
+template <class T, class Cell>
+void load_d_gates(const StepBackward<T>& s, int64_t row, int64_t unit, Cell& cell, int lanes) {
+  const T* from = s.variant.d_gates + s.order[row] * s.variant.gates_stride + unit;
+  for (int gate = 0; gate < 4; ++gate) cell.d_gates[gate] = load(from + gate * s.hidden, lanes);
+}
+
+template <class T, bool FLAGGED, bool VARIANT>
 void cell_rows_backward(const StepBackward<T>& s, int64_t block) {
   using V = Vec<T>;
   constexpr int L = kLanes<T>;
+  auto cell = cell_of<T, VARIANT>(s.variant, block);
   const int64_t unit = block * L;
   const int lanes = lanes_of_block<T>(s.hidden, block);
   const T* saved = s.saved + block * s.saved_block_stride;
@@ -136,22 +191,43 @@ void cell_rows_backward(const StepBackward<T>& s, int64_t block) {
     if (s.dcells) dc += load(s.dcells + s.order[row] * s.dcells_stride + unit, lanes);
 
     CellGradient<V> d{{}, dc, {}};
+    [[maybe_unused]] V dh_kept{}, dc_kept{}, d_peep_i{}, d_peep_f{}, d_peep_o{};
     if (!held) {
       const V c_in = flags & kCut ? V{} : load(c_prev + row * L);
       const Gates<V> gates{load(saved), load(saved + L), load(saved + 2 * L), load(saved + 3 * L)};
-      d = cell_backward<V>(gates, c_in, load(c + row * L), dh, dc);
+      V c_new = load(c + row * L);
+      if constexpr (VARIANT) {
+        const int64_t keep = row * s.variant.keep_stride + unit;
+        if (s.variant.keep_h) dh -= dh_kept = dh * load(s.variant.keep_h + keep);
+        if (s.variant.keep_c) dc -= dc_kept = dc * load(s.variant.keep_c + keep);
+        if (s.variant.d_gates) load_d_gates(s, row, unit, cell, lanes);
+        c_new = gates.f * c_in + gates.i * gates.g;
+      }
+      d = cell_backward<V>(cell, gates, c_in, c_new, dh, dc);
+      if constexpr (VARIANT) {
+        d.dc_prev += dc_kept;
+        d_peep_i = d.d_pre.i * c_in, d_peep_f = d.d_pre.f * c_in, d_peep_o = d.d_pre.o * cell.clip(c_new);
+      }
     }
     store(d_pre, d.d_pre.i), store(d_pre + L, d.d_pre.f), store(d_pre + 2 * L, d.d_pre.g),
         store(d_pre + 3 * L, d.d_pre.o);
     store(dc_block + row * L, d.dc_prev);
     if (s.m) store(s.m + row * s.m_stride + unit, d.m);
-    if (FLAGGED) store(dh_at, held ? dh : V{});
+    if (FLAGGED || (VARIANT && s.variant.keep_h)) store(dh_at, held ? dh : dh_kept);
+    if constexpr (VARIANT)
+      if (s.variant.d_peepholes) {
+        T* to = s.variant.d_peepholes + row * s.variant.d_peepholes_stride + unit * 3;
+        store(to, d_peep_i), store(to + L, d_peep_f), store(to + 2 * L, d_peep_o);
+      }
   }
 }
 
 template <class T>
 void step_backward(const StepBackward<T>& s) {
-  const auto cell_rows = s.flags || s.flags_after ? cell_rows_backward<T, true> : cell_rows_backward<T, false>;
+  using CellRowsBackward = void (*)(const StepBackward<T>&, int64_t block);
+  const auto cell_rows =
+      with_flags([](auto flagged, auto variant) -> CellRowsBackward { return cell_rows_backward<T, flagged, variant>; },
+                 s.flags || s.flags_after, s.variant.options);
   for (int64_t block = s.block_begin; block < s.block_end; ++block) cell_rows(s, block);
 }
 
@@ -212,9 +288,8 @@ void sweep(const ActivationOptions& options, bool slope, const T* x, T* y, int64
 }
 
 template <class T>
-constexpr Kernels<T> kTable = {kLanes<T>,       kPanel<T>,        MR,           product<T>,
-                               step_forward<T>, step_backward<T>, outer_sum<T>, outer_rows<T>,
-                               pack_columns<T>, transpose<T>,     sweep<T>};
+constexpr Kernels<T> kTable = {kLanes<T>,    kPanel<T>,     MR,      product<T>,      step_forward<T>, step_backward<T>,
+                               outer_sum<T>, outer_rows<T>, draw<T>, pack_columns<T>, transpose<T>,    sweep<T>};
 
 }  // namespace
 

@@ -44,6 +44,20 @@ struct Product {
   int64_t c_stride;
 };
 
+// What a step needs beyond the plain cell's. "rows" are those of the step.
+template <class T>
+struct CellVariant {
+  const CellOptions* options;  // null: the plain cell, and nothing else here is read
+  const T* peepholes;          // [blocks][3][lanes] of i f o; null: none
+  const T *keep_h, *keep_c;    // [rows, blocks * lanes] what zoneout keeps, keep_stride apart; null: nothing
+  int64_t keep_stride;         // 0: one row for all
+  T* gates;                    // forward: [*, 4 hidden] at this step; null: not wanted
+  const T* d_gates;            // backward: the same; null: zero
+  int64_t gates_stride;        // between the caller's rows
+  T* d_peepholes;              // backward: [rows, blocks][3][lanes] out; null: none
+  int64_t d_peepholes_stride;
+};
+
 // One step of some rows and some blocks of units: all four gates in one product, then the cell.
 template <class T>
 struct StepForward {
@@ -67,6 +81,7 @@ struct StepForward {
   const uint8_t *flags, *flags_next;  // [rows] of this step and the next; both null: none
   bool repeat;
   Profile* profile;  // null: none is taken
+  CellVariant<T> variant;
 };
 
 template <class T>
@@ -91,6 +106,7 @@ struct StepBackward {
   int64_t m_stride;
   const uint8_t *flags, *flags_after;  // [rows] of this step and the one after it in time of processing; may be null
   bool repeat;
+  CellVariant<T> variant;
 };
 
 // sum (+)= a^T . b [columns_a, columns of b] over rows, columns panel * panel_begin .. panel * panel_end of b.
@@ -117,6 +133,17 @@ struct OuterRows {
   T* to;
 };
 
+// to [n] = `kept` where the random word of a unit reaches the threshold, else `dropped`. The words of units 4 q .. 4 q + 3
+// are philox's of a counter that is q further.
+template <class T>
+struct Draw {
+  uint32_t counter[4], key[2];
+  uint64_t threshold;
+  T kept, dropped;
+  int64_t n;
+  T* to;
+};
+
 template <class T>
 struct Kernels {
   int lanes, panel, tile_rows;
@@ -125,6 +152,7 @@ struct Kernels {
   void (*step_backward)(const StepBackward<T>&);
   void (*outer_sum)(const OuterSum<T>&);
   void (*outer_rows)(const OuterRows<T>&);
+  void (*draw)(const Draw<T>&);
   void (*pack_columns)(const T* from, int64_t from_stride, int64_t rows, int64_t columns, T* to, int64_t to_rows);
   void (*transpose)(const T* from, int64_t from_stride, int64_t rows, int64_t columns, T* to, int64_t to_stride);
   // y = the activation of x, or (slope) its derivative where its value is x; for the accuracy sweeps of the tests.

@@ -7,6 +7,7 @@
 #include "layer_loop.h"
 #include "plan.h"
 #include "weight_gradients.h"
+#include "zoneout.h"
 
 namespace fastlstm {
 namespace {
@@ -23,16 +24,18 @@ class Backward {
         shape_(args.shape),
         time_(args.timeline),
         interrupt_(interrupt),
-        plan_(plan_backward(args.shape, panels.layout, sizeof(T), threads)),
+        plan_(plan_backward(args.shape, panels.layout, sizeof(T), panels.only_matrices(), threads)),
         transposed_(plan_.single_step ? nullptr : &panels.transposed(threads)),
         chunks_(split_into_chunks(args.shape, args.timeline)),
         chunk_rows_(most_rows(chunks_)),
         weights_(panels, tape, args, plan_, chunk_rows_, any_rows()),
+        zoneout_(panels, args.draws, args.timeline, plan_.threads(), plan_.row_block),
         barrier_(plan_.threads(), interrupt) {
     const int64_t B = shape_.B, rows = chunk_rows_;
     dh_ = Buffer<T>(size_product(B, layout_.output_padded));
     dc_ = Buffer<T>(size_product(B, layout_.units));
     d_pre_ = Buffer<T>(size_product(2, rows, layout_.d_pre_stride));
+    if (panels.peepholes.size() > 0) d_peepholes_ = Buffer<T>(size_product(2, rows, 3 * layout_.units));
     if (args_.dx) dx_ = Buffer<T>(size_product(plan_.threads(), kDxRows, layout_.input_padded));
     if (shape_.P > 0) {
       dm_ = Buffer<T>(size_product(B, round_up(layout_.units, layout_.panel)));
@@ -60,8 +63,8 @@ class Backward {
       if (interrupt_.stopped()) return;
       {
         const Timed timed(me.profile, kWeightGradients);
-        weights_.add(me.rank, chunks_[i], buffer, d_pre(buffer), dh_out_.data() + buffer * layout_.output_padded,
-                     i == 0);
+        weights_.add(me.rank, chunks_[i], buffer,
+                     {d_pre(buffer), dh_out_.data() + buffer * layout_.output_padded, d_peepholes(buffer)}, i == 0);
       }
       if (args_.dx) input_gradients(me, chunks_[i], buffer);
     }
@@ -114,6 +117,7 @@ class Backward {
     return dc_.data() + (unit / layout_.lanes * shape_.B + row) * layout_.lanes + unit % layout_.lanes;
   }
   T* d_pre(int64_t buffer_row) const { return d_pre_.data() + buffer_row * layout_.d_pre_stride; }
+  T* d_peepholes(int64_t buffer_row) const { return d_peepholes_.data() + buffer_row * 3 * layout_.units; }
 
   // Held steps beyond a row's end: dy reaches h only where the output repeats it, dcells always reaches c.
   void add_tail(int64_t row) const {
@@ -190,7 +194,7 @@ class Backward {
       k.dh_stride = round_up(layout_.units, layout_.panel);
       k.m = m_.data() + (base + row) * layout_.units;
       k.m_stride = layout_.units;
-      projection_gradient(rows, s, base, k);
+      projection_gradient(me, rows, s, base, k);
     } else {
       k.dh = dh_.data() + row * layout_.output_padded;
       k.dh_stride = layout_.output_padded;
@@ -199,12 +203,33 @@ class Backward {
       if (s > 0) k.dy_next = (time_.time(s - 1, shape_.T) - t) * args_.dy.t_stride;
     }
     const Timed timed(me.profile, kCell);
+    if (varies()) k.variant = variant(me, rows, base + row, t);
     panels_.kernels.step_backward(k);
   }
 
+  bool varies() const { return !panels_.cell.plain() || panels_.peepholes.size() > 0 || args_.dgates; }
+
+  CellVariant<T> variant(const Member& me, Range rows, int64_t buffer_row, int64_t t) const {
+    const Range units{me.blocks.begin * layout_.lanes, me.blocks.end * layout_.lanes};
+    CellVariant<T> v{};
+    v.options = &panels_.cell;
+    if (panels_.peepholes.size() > 0) {
+      v.peepholes = panels_.peepholes.data();
+      v.d_peepholes = d_peepholes(buffer_row);
+      v.d_peepholes_stride = 3 * layout_.units;
+    }
+    if (shape_.P == 0) v.keep_h = zoneout_.of_h(me.rank, rows, units, t);
+    v.keep_c = zoneout_.of_c(me.rank, rows, units, t);
+    v.keep_stride = zoneout_.stride();
+    v.d_gates = args_.dgates.step(t);
+    v.gates_stride = args_.dgates.b_stride;
+    return v;
+  }
+
   // dh of the projected output, complete, then dm = dh . w_p. What stays in dh_ is what held rows pass on.
-  void projection_gradient(Range rows, int64_t s, int64_t base, const StepBackward<T>& k) const {
+  void projection_gradient(const Member& me, Range rows, int64_t s, int64_t base, const StepBackward<T>& k) const {
     const int64_t P = shape_.P, t = time_.time(s, shape_.T), stride = layout_.output_padded;
+    const T* keep = zoneout_.of_h(me.rank, rows, {0, P}, t);
     for (int64_t row = rows.begin; row < rows.end; ++row) {
       const int64_t i = row - rows.begin;
       const bool held = k.flags && (k.flags[i] & kHeld), cut = k.flags_after && (k.flags_after[i] & kCut);
@@ -212,8 +237,9 @@ class Backward {
       const T* dy = args_.dy && !(held && !time_.repeat) ? args_.dy.row(t, time_.order[row]) : nullptr;
       for (int64_t p = 0; p < P; ++p) {
         const T total = (cut ? T(0) : dh[p]) + (dy ? dy[p] : T(0));
-        out[p] = held ? T(0) : total;
-        dh[p] = held ? total : T(0);
+        const T kept = held ? T(1) : keep ? keep[i * zoneout_.stride() + p] : T(0);
+        dh[p] = total * kept;
+        out[p] = total - dh[p];
       }
     }
     Product<T> p{};
@@ -259,7 +285,7 @@ class Backward {
     if (p.panel_end * layout_.panel > shape_.output()) p.tail_vectors = layout_.tail_vectors(shape_.output());
     p.c = dh_.data() + rows.begin * layout_.output_padded;
     p.c_stride = layout_.output_padded;
-    if (time_.flags || shape_.P > 0) p.start = p.c, p.start_stride = p.c_stride;
+    if (time_.flags || shape_.P > 0 || panels_.cell.zoneout_h > 0) p.start = p.c, p.start_stride = p.c_stride;
     const Timed timed(me.profile, kRecur);
     times_weights(p, &Panels<T>::Transposed::dh, shape_.I, shape_.output());
   }
@@ -321,10 +347,12 @@ class Backward {
   std::vector<Chunk> chunks_;
   int64_t chunk_rows_;
   WeightGradients<T> weights_;
+  Zoneout<T> zoneout_;
   Barrier barrier_;
   std::vector<std::unique_ptr<Barrier>> group_barriers_;
   Buffer<T> dh_, dc_;          // [B, output_padded], [blocks,B,lanes]: gradients of the state after the step at hand
   Buffer<T> d_pre_;            // [2, chunk rows, d_pre_stride]
+  Buffer<T> d_peepholes_;      // [2, chunk rows, blocks, 3, lanes]; empty without
   Buffer<T> dx_;               // [threads, kDxRows, input_padded]
   Buffer<T> dm_, m_, dh_out_;  // with projection: [B, units], [2, chunk rows, units], [2, chunk rows, output_padded]
 };

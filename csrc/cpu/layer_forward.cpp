@@ -5,6 +5,7 @@
 
 #include "layer_loop.h"
 #include "plan.h"
+#include "zoneout.h"
 
 namespace fastlstm {
 namespace {
@@ -20,7 +21,8 @@ class Forward : public LayerPass {
         time_(args.timeline),
         tape_(tape),
         interrupt_(interrupt),
-        plan_(plan_forward(args.shape, panels.layout, sizeof(T), threads)) {
+        plan_(plan_forward(args.shape, panels.layout, sizeof(T), threads)),
+        zoneout_(panels, args.draws, args.timeline, plan_.threads(), plan_.row_block) {
     for (int i = 0; i < plan_.row_groups; ++i) groups_.push_back(make_group(i));
     if (panels.storage == Storage::kInt8) {
       levels_ = Buffer<int16_t>(size_product(plan_.threads(), scratch_rows(), layout_.depth_even));
@@ -57,7 +59,7 @@ class Forward : public LayerPass {
   };
 
   struct Member {
-    int index;
+    int rank, index;
     bool leads;       // runs on the calling thread, and asks whether to stop
     Range blocks;     // of units
     int16_t* levels;  // scratch of kInt8: of the rows of x, then of h
@@ -97,7 +99,8 @@ class Forward : public LayerPass {
   Member member(int rank) const {
     const int index = rank % plan_.unit_groups;
     const Range blocks = share(layout_.blocks, plan_.unit_groups, index, forward_grain(layout_));
-    return {index,
+    return {rank,
+            index,
             rank == 0,
             blocks,
             levels_.data() + rank * scratch_rows() * layout_.depth_even,
@@ -284,12 +287,28 @@ class Forward : public LayerPass {
     k.flags_next = flags(s + 1, row);
     k.repeat = time_.repeat;
     k.profile = me.profile;
+    if (varies()) k.variant = variant(me, rows, t);
     panels_.kernels.step_forward(k);
-    if (shape_.P > 0) project_outputs(g, k);
+    if (shape_.P > 0) project_outputs(g, me, k, rows, t);
+  }
+
+  bool varies() const { return !panels_.cell.plain() || panels_.peepholes.size() > 0 || args_.gates; }
+
+  CellVariant<T> variant(const Member& me, Range rows, int64_t t) const {
+    const Range units{me.blocks.begin * layout_.lanes, me.blocks.end * layout_.lanes};
+    CellVariant<T> v{};
+    v.options = &panels_.cell;
+    if (panels_.peepholes.size() > 0) v.peepholes = panels_.peepholes.data();
+    if (shape_.P == 0) v.keep_h = zoneout_.of_h(me.rank, rows, units, t);
+    v.keep_c = zoneout_.of_c(me.rank, rows, units, t);
+    v.keep_stride = zoneout_.stride();
+    v.gates = args_.gates.step(t);
+    v.gates_stride = args_.gates.b_stride;
+    return v;
   }
 
   // h = m . w_p^T, then what step_forward does with h without a projection.
-  void project_outputs(const Group& g, const StepForward<T>& k) const {
+  void project_outputs(const Group& g, const Member& me, const StepForward<T>& k, Range rows, int64_t t) const {
     Product<T> p{};
     p.rows = k.gates.rows;
     p.K = shape_.H;
@@ -303,7 +322,9 @@ class Forward : public LayerPass {
     panels_.kernels.product(p);
 
     const int64_t P = shape_.P;
+    const T* keep = zoneout_.of_h(me.rank, rows, {0, P}, t);
     for (int64_t row = 0; row < p.rows; ++row) {
+      if (keep) zone_out(keep + row * zoneout_.stride(), k.h_prev + row * k.gates.a_stride, p.c + row * p.c_stride);
       const bool held = k.flags && (k.flags[row] & kHeld), cut_next = k.flags_next && (k.flags_next[row] & kCut);
       const T* h = held ? k.h_prev + row * k.gates.a_stride : p.c + row * p.c_stride;
       T *y = k.y + k.order[row] * k.y_stride, *next = k.h_next + row * k.h_next_stride;
@@ -312,6 +333,12 @@ class Forward : public LayerPass {
         next[i] = cut_next ? T(0) : h[i];
       }
     }
+  }
+
+  // A row's projected h.
+  void zone_out(const T* keep, const T* before, T* after) const {
+    for (int64_t i = 0; i < shape_.P; ++i)
+      if (keep[i] != 0) after[i] = keep[i] * before[i] + (1 - keep[i]) * after[i];
   }
 
   // Final states, and the outputs of the steps beyond each row's end, which no kernel has visited.
@@ -330,6 +357,7 @@ class Forward : public LayerPass {
       for (int64_t t = time_.end[row]; t < shape_.T; ++t) {
         fill(args_.y.row(t, b), time_.repeat ? h_held : nullptr, shape_.output());
         if (args_.cells) fill(args_.cells.row(t, b), c_held, shape_.H);
+        if (args_.gates) fill(args_.gates.row(t, b), nullptr, 4 * shape_.H);
       }
     }
   }
@@ -350,6 +378,7 @@ class Forward : public LayerPass {
   Interrupt& interrupt_;
   Plan plan_;
   std::vector<std::unique_ptr<Group>> groups_;
+  Zoneout<T> zoneout_;
   Buffer<int16_t> levels_;  // [threads, scratch_rows, depth_even]
   Buffer<T> level_scales_;  // [threads, 2, scratch_rows]
 };

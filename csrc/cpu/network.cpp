@@ -58,12 +58,12 @@ void apply_dropout(const Dropout& dropout, Sequence<T> y, int64_t T_, int64_t B,
 
 template <class T>
 Network<T>::Network(const Kernels<T>& kernels, Shape first_layer, int64_t layers, int64_t directions,
-                    const std::vector<RawWeights<T>>& raw, Storage storage, int threads)
+                    const CellOptions& cell, const std::vector<RawWeights<T>>& raw, Storage storage, int threads)
     : layers_(layers), directions_(directions) {
   for (int64_t i = 0; i < layers * directions; ++i) {
     Shape shape = first_layer;
     if (i >= directions) shape.I = directions * first_layer.output();
-    panels_.push_back(std::make_unique<Panels<T>>(kernels, shape, raw[std::size_t(i)], storage, threads));
+    panels_.push_back(std::make_unique<Panels<T>>(kernels, shape, cell, raw[std::size_t(i)], storage, threads));
   }
 }
 
@@ -108,7 +108,8 @@ void network_forward(const Network<T>& network, const NetworkForward<T>& args, c
       one.y = columns_from(y, d * n);
       one.h_n = state_of(args.h_n, index, args.B, n);
       one.c_n = state_of(args.c_n, index, args.B, H);
-      if (last) one.cells = columns_from(args.cells, d * H);
+      if (last) one.cells = columns_from(args.cells, d * H), one.gates = columns_from(args.gates, d * 4 * H);
+      if (tape) one.draws = {true, tape->dropout.seed, tape->dropout.call, layer, d};
       layer_forward(network.panels(layer, d), one, tape ? &tape->layers[std::size_t(index)] : nullptr, threads,
                     interrupt);
       if (interrupt.stopped()) return;
@@ -138,12 +139,14 @@ void network_backward(const Network<T>& network, const NetworkTape<T>& tape, con
       one.dy = columns_from(dy, d * n);
       one.dh_n = state_of(args.dh_n, index, tape.B, n);
       one.dc_n = state_of(args.dc_n, index, tape.B, H);
-      if (last) one.dcells = columns_from(args.dcells, d * H);
+      if (last) one.dcells = columns_from(args.dcells, d * H), one.dgates = columns_from(args.dgates, d * 4 * H);
+      one.draws = {true, tape.dropout.seed, tape.dropout.call, layer, d};
       one.dx = dx;
       one.add_to_dx = d > 0;
       one.dh0 = state_of(args.dh0, index, tape.B, n);
       one.dc0 = state_of(args.dc0, index, tape.B, H);
       one.dw_x = weights.w_x, one.dw_h = weights.w_h, one.db = weights.b, one.dw_p = weights.w_p;
+      one.d_peephole = weights.peephole;
       layer_backward(network.panels(layer, d), tape.layers[std::size_t(index)], one, threads, interrupt);
       if (interrupt.stopped()) return;
     }

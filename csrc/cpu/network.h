@@ -15,7 +15,7 @@ class Network {
   using Element = T;
 
   // raw: one entry per layer and direction, directions inner.
-  Network(const Kernels<T>& kernels, Shape first_layer, int64_t layers, int64_t directions,
+  Network(const Kernels<T>& kernels, Shape first_layer, int64_t layers, int64_t directions, const CellOptions& cell,
           const std::vector<RawWeights<T>>& raw, Storage storage, int threads);
 
   int64_t layers() const { return layers_; }
@@ -49,17 +49,18 @@ struct NetworkForward {
   Sequence<T> y;        // [T,B,D*output]
   T *h_n, *c_n;
   Sequence<T> cells;      // [T,B,D*H] of the last layer; null: not wanted
+  Sequence<T> gates;      // [T,B,D*4H] of the last layer; null: not wanted
   bool y_is_new = false;  // nobody would see what is left in y if memory ends
 };
 
 template <class T>
 struct NetworkBackward {
-  Sequence<const T> dy, dcells;  // null: zero
-  const T *dh_n, *dc_n;          // null: zero
-  Sequence<T> dx;                // null: not wanted
+  Sequence<const T> dy, dcells, dgates;  // null: zero
+  const T *dh_n, *dc_n;                  // null: zero
+  Sequence<T> dx;                        // null: not wanted
   T *dh0, *dc0;
   struct Weights {
-    T *w_x, *w_h, *b, *w_p;  // as BackwardArgs
+    T *w_x, *w_h, *b, *w_p, *peephole;  // as BackwardArgs
   };
   std::vector<Weights> weights;  // directions inner
 };

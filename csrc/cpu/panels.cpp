@@ -39,13 +39,16 @@ Layout::Layout(Shape shape, int lanes_, int panel_, int64_t element_bytes)
       d_pre_stride(spread(columns, element_bytes)) {}
 
 template <class T>
-Panels<T>::Panels(const Kernels<T>& kernels_, Shape shape_, const RawWeights<T>& raw, Storage storage_, int threads)
+Panels<T>::Panels(const Kernels<T>& kernels_, Shape shape_, const CellOptions& cell_, const RawWeights<T>& raw,
+                  Storage storage_, int threads)
     : kernels(kernels_),
       shape(shape_),
+      cell(cell_),
       layout(shape_, kernels_.lanes, kernels_.panel, sizeof(T)),
       storage(storage_),
       bias(layout.columns),
       projection(shape_.P > 0 ? size_product(layout.output_padded, shape_.H) : 0),
+      peepholes(raw.peephole ? 3 * layout.units : 0),
       whole_(size_product(layout.columns, layout.depth)) {
   const Timed timed(active_profile(), kPack);
   const int members = team(threads);
@@ -78,6 +81,10 @@ void Panels<T>::pack_blocks(const RawWeights<T>& raw, int64_t begin, int64_t end
       std::fill_n(bias.data() + column, L, T(0));
       if (raw.b_ih)
         for (int64_t u = 0; u < units; ++u) bias.data()[column + u] = raw.b_ih[row + u] + raw.b_hh[row + u];
+      if (!raw.peephole || gate == 3) continue;
+      T* peephole = peepholes.data() + (block * 3 + gate) * L;
+      std::fill_n(peephole, L, T(0));
+      std::copy_n(raw.peephole + row, units, peephole);
     }
 }
 

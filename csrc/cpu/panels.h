@@ -2,6 +2,7 @@
 #pragma once
 #include <mutex>
 
+#include "../cell_options.h"
 #include "kernels.h"
 #include "workspace.h"
 
@@ -31,21 +32,27 @@ struct RawWeights {
   const T *w_x, *w_h;    // [4H,I], [4H,output]
   const T *b_ih, *b_hh;  // [4H]; both null without bias
   const T* w_p;          // [P,H]; null without projection
+  const T* peephole;     // [3H] of i f o; null: none
 };
 
 template <class T>
 class Panels {
  public:
   // Other storage than kWhole: for inference alone, without what backward needs.
-  Panels(const Kernels<T>& kernels, Shape shape, const RawWeights<T>& raw, Storage storage, int threads);
+  Panels(const Kernels<T>& kernels, Shape shape, const CellOptions& cell, const RawWeights<T>& raw, Storage storage,
+         int threads);
 
   const Kernels<T>& kernels;
   const Shape shape;  // T and B are zero
+  const CellOptions cell;
   const Layout layout;
   const Storage storage;
   Buffer<T> bias;        // [columns]
   Buffer<T> scales[2];   // [columns] of the rows of x and of h; empty unless kInt8
   Buffer<T> projection;  // [output_padded / panel][H][panel]
+  Buffer<T> peepholes;   // [blocks][3][lanes] of i f o; empty without
+
+  bool only_matrices() const { return peepholes.size() == 0; }  // W, U, biases and a projection are all weights
 
   struct Transposed {
     Buffer<T> dh;  // [output_padded / panel][columns][panel]
@@ -64,7 +71,7 @@ class Panels {
 
   int64_t bytes() const {
     return whole_.bytes() + compressed_.bytes() + bias.bytes() + scales[0].bytes() + scales[1].bytes() +
-           projection.bytes();
+           projection.bytes() + peepholes.bytes();
   }
 
  private:

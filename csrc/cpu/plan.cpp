@@ -66,12 +66,12 @@ Plan plan_forward(const Shape& shape, const Layout& layout, int64_t element_byte
   return plan;
 }
 
-Plan plan_backward(const Shape& shape, const Layout& layout, int64_t element_bytes, int threads) {
+Plan plan_backward(const Shape& shape, const Layout& layout, int64_t element_bytes, bool only_matrices, int threads) {
   Plan plan = split(shape, layout, element_bytes, threads, backward_grain(layout));
   plan.row_block = 60;
   prefetch_panels(plan, layout.columns * layout.depth * element_bytes);
   constexpr int64_t kFewRows = 16;
-  plan.single_step = shape.T == 1 && shape.B <= kFewRows && shape.P == 0;
+  plan.single_step = shape.T == 1 && shape.B <= kFewRows && shape.P == 0 && only_matrices;
   return plan;
 }
 

@@ -36,7 +36,8 @@ inline int64_t forward_grain(const Layout& layout) { return std::max<int64_t>(1,
 inline int64_t backward_grain(const Layout& layout) { return std::max<int64_t>(1, layout.panel / layout.lanes); }
 
 Plan plan_forward(const Shape& shape, const Layout& layout, int64_t element_bytes, int threads);
-Plan plan_backward(const Shape& shape, const Layout& layout, int64_t element_bytes, int threads);
+// only_matrices: W, U and biases are all weights there are.
+Plan plan_backward(const Shape& shape, const Layout& layout, int64_t element_bytes, bool only_matrices, int threads);
 
 // Terms of one chain of a long product: its error grows with its length, and each end of a chain costs a little time.
 constexpr int64_t kChain = 128;  // at most 512: whole numbers of int8 and int16 must not overflow 32 bits

@@ -44,7 +44,7 @@ void Stream<T>::step(Sequence<const T> x, Sequence<T> y) {
 template <class T>
 void Stream<T>::block(int64_t T_, Sequence<const T> x, Sequence<T> y, Interrupt& interrupt) {
   const Timelines timelines(T_, B_, {}, 1);
-  const NetworkForward<T> args{T_, B_, x, h_.data(), c_.data(), y, h_.data(), c_.data(), {}, false};
+  const NetworkForward<T> args{T_, B_, x, h_.data(), c_.data(), y, h_.data(), c_.data(), {}, {}, false};
   network_forward(*network_, args, timelines, static_cast<NetworkTape<T>*>(nullptr), threads_, interrupt);
 }
 

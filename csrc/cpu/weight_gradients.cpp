@@ -24,6 +24,8 @@ WeightGradients<T>::WeightGradients(const Panels<T>& panels, const LayerTape<T>&
   operands_ = Buffer<T>(size_product(2, chunk_rows, round_up(layout_.depth, tile)));
   sum_ = sums(size_product(round_up(layout_.depth, tile), layout_.columns));
   db_ = sums(layout_.columns);
+  peepholes_ = Buffer<T>(2 * panels.peepholes.size());
+  std::fill_n(peepholes_.data(), peepholes_.size(), T(0));
   if (shape_.P == 0) return;
   packed_m_ = Buffer<T>(size_product(2, chunk_rows, round_up(shape_.H, tile)));
   dw_p_ = sums(size_product(round_up(shape_.H, tile), layout_.output_padded));
@@ -47,7 +49,7 @@ void WeightGradients<T>::pack(Range rows, const Chunk& chunk, int64_t buffer, co
 }
 
 template <class T>
-void WeightGradients<T>::add(int thread, const Chunk& chunk, int64_t buffer, const T* d_pre, const T* dh, bool fresh) {
+void WeightGradients<T>::add(int thread, const Chunk& chunk, int64_t buffer, const Terms& terms, bool fresh) {
   if (!args_.dw_x || single_step_) return;
   const int64_t tile = panels_.kernels.tile_rows;
   OuterSum<T> sum{};
@@ -55,7 +57,7 @@ void WeightGradients<T>::add(int thread, const Chunk& chunk, int64_t buffer, con
   sum.a = operands_.data() + buffer * round_up(layout_.depth, tile);
   sum.a_rows = chunk.rows();
   sum.columns_a = layout_.depth;
-  sum.b = d_pre;
+  sum.b = terms.d_pre;
   sum.b_stride = layout_.d_pre_stride;
   const Range panels = share(layout_.columns / layout_.panel, threads_, thread);
   sum.panel_begin = panels.begin;
@@ -64,18 +66,33 @@ void WeightGradients<T>::add(int thread, const Chunk& chunk, int64_t buffer, con
   sum.column_sum = db_.data();
   sum.fresh = fresh;
   panels_.kernels.outer_sum(sum);
+  if (peepholes_.size() > 0) add_peepholes(thread, chunk.rows(), terms.d_peepholes);
   if (shape_.P == 0) return;
 
   const Range outputs = share(layout_.output_padded / layout_.panel, threads_, thread);
   sum.a = packed_m_.data() + buffer * round_up(shape_.H, tile);
   sum.columns_a = shape_.H;
-  sum.b = dh;
+  sum.b = terms.dh;
   sum.b_stride = layout_.output_padded;
   sum.panel_begin = outputs.begin;
   sum.panel_end = outputs.end;
   sum.sum = dw_p_.data();
   sum.column_sum = nullptr;
   panels_.kernels.outer_sum(sum);
+}
+
+// Chain by chain, as all long sums.
+template <class T>
+void WeightGradients<T>::add_peepholes(int thread, int64_t rows, const T* d_peepholes) {
+  const int64_t columns = 3 * layout_.units;
+  const Range mine = share(columns, threads_, thread, 3 * layout_.lanes);
+  T *sum = peepholes_.data(), *chain = sum + columns;
+  for (int64_t first = 0; first < rows; first += kChain) {
+    std::fill(chain + mine.begin, chain + mine.end, T(0));
+    for (int64_t row = first; row < std::min(rows, first + kChain); ++row)
+      for (int64_t i = mine.begin; i < mine.end; ++i) chain[i] += d_peepholes[row * columns + i];
+    for (int64_t i = mine.begin; i < mine.end; ++i) sum[i] += chain[i];
+  }
 }
 
 template <class T>
@@ -101,6 +118,8 @@ void WeightGradients<T>::store_sums(int thread) const {
       transpose(from, W, shape_.I, units, args_.dw_x + row * shape_.I, shape_.I);
       transpose(from + shape_.I * W, W, n, units, args_.dw_h + row * n, n);
       if (args_.db) std::copy_n(db_.data() + column, units, args_.db + row);
+      if (args_.d_peephole && gate < 3)
+        std::copy_n(peepholes_.data() + (block * 3 + gate) * L, units, args_.d_peephole + row);
     }
   for (int64_t p = 0; p < shape_.P && thread == 0; p += W)
     transpose(dw_p_.data() + p * round_up(H, tile), W, H, std::min(W, shape_.P - p), args_.dw_p + p * H, H);

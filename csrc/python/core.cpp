@@ -18,11 +18,11 @@ class Tape {
     NetworkTape<T> tape;
   };
 
-  Tape(std::variant<Of<float>, Of<double>> content, SequenceLayout layout, bool bias)
-      : content_(std::move(content)), layout_(layout), bias_(bias) {}
+  Tape(std::variant<Of<float>, Of<double>> content, SequenceLayout layout, Weights::Parts parts)
+      : content_(std::move(content)), layout_(layout), parts_(parts) {}
 
   const SequenceLayout& layout() const { return layout_; }
-  bool bias() const { return bias_; }
+  const Weights::Parts& parts() const { return parts_; }
   const Dropout& dropout() const {
     return std::visit([](const auto& of) -> const Dropout& { return of.tape.dropout; }, content_);
   }
@@ -37,20 +37,20 @@ class Tape {
  private:
   std::variant<Of<float>, Of<double>> content_;
   SequenceLayout layout_;
-  bool bias_;
+  Weights::Parts parts_;
 };
 
 struct ForwardOptions {
   py::object lengths, mask, reset;
-  bool batch_first, repeat, return_cells, training;
+  bool batch_first, repeat, return_cells, return_gates, training;
   double dropout;
   uint64_t dropout_seed, dropout_call;
   py::object threads, out;
 };
 
 template <class T>
-py::tuple forward_of(const std::shared_ptr<const Network<T>>& network, bool bias, py::handle x_object, py::handle state,
-                     const ForwardOptions& options) {
+py::tuple forward_of(const std::shared_ptr<const Network<T>>& network, const Weights::Parts& parts, py::handle x_object,
+                     py::handle state, const ForwardOptions& options) {
   const Shape& shape = network->shape(0);
   const int64_t L = network->layers() * network->directions(), n = network->output(), H = shape.H;
   const py::array x_array = typed_array<T>(x_object, "x");
@@ -70,7 +70,6 @@ py::tuple forward_of(const std::shared_ptr<const Network<T>>& network, bool bias
   py::array y = output_argument<T>(options.out, layout, n,
                                    {{"x", x_array}, {"state[0] (h0)", h0.owner}, {"state[1] (c0)", c0.owner}});
   py::array h_n = new_state<T>(L, layout, shape.output()), c_n = new_state<T>(L, layout, H);
-  py::object cells = py::none();
   NetworkForward<T> args{layout.T,
                          layout.B,
                          x.sequence,
@@ -80,12 +79,16 @@ py::tuple forward_of(const std::shared_ptr<const Network<T>>& network, bool bias
                          static_cast<T*>(h_n.mutable_data()),
                          static_cast<T*>(c_n.mutable_data()),
                          {},
+                         {},
                          options.out.is_none()};
-  if (options.return_cells) {
-    py::array array = new_sequence<T>(layout, network->directions() * H);
-    args.cells = sequence_output<T>(array, layout, network->directions() * H);
-    cells = array;
-  }
+  const auto wanted = [&](bool asked, Sequence<T>& sequence, int64_t n) -> py::object {
+    if (!asked) return py::none();
+    py::array array = new_sequence<T>(layout, network->directions() * n);
+    sequence = sequence_output<T>(array, layout, network->directions() * n);
+    return array;
+  };
+  const py::object cells = wanted(options.return_cells, args.cells, H);
+  const py::object gates = wanted(options.return_gates, args.gates, 4 * H);
   StepMarks step_marks;
   step_marks.lengths = lengths.data();
   step_marks.mask = mask.data();
@@ -106,19 +109,20 @@ py::tuple forward_of(const std::shared_ptr<const Network<T>>& network, bool bias
     network_forward(*network, args, *tape.timelines, options.training ? &tape : nullptr, threads, interrupt);
   });
   py::object tape_object = py::none();
-  if (options.training) tape_object = py::cast(std::make_unique<Tape>(std::move(kept), layout, bias));
-  return py::make_tuple(y, py::make_tuple(h_n, c_n), cells, tape_object);
+  if (options.training) tape_object = py::cast(std::make_unique<Tape>(std::move(kept), layout, parts));
+  return py::make_tuple(y, py::make_tuple(h_n, c_n), cells, gates, tape_object);
 }
 
 template <class T>
 py::tuple backward_of(const Tape::Of<T>& kept, const Tape& tape, py::handle dy_object, py::handle dstate,
-                      py::handle dcells_object, py::handle threads_object) {
+                      py::handle dcells_object, py::handle dgates_object, py::handle threads_object) {
   const Network<T>& network = *kept.network;
   const SequenceLayout& layout = tape.layout();
   const Shape& shape = network.shape(0);
   const int64_t D = network.directions(), L = network.layers() * D;
   const auto dy = sequence_input<T>(dy_object, "dy", layout, network.output());
   const auto dcells = sequence_input<T>(dcells_object, "dcells", layout, D * shape.H);
+  const auto dgates = sequence_input<T>(dgates_object, "dgates", layout, D * 4 * shape.H);
   const auto [dh_object, dc_object] = state_pair(dstate, "dstate");
   const auto dh_n = state_input<T>(dh_object, "dstate[0] (dh_n)", L, layout, shape.output());
   const auto dc_n = state_input<T>(dc_object, "dstate[1] (dc_n)", L, layout, shape.H);
@@ -128,6 +132,7 @@ py::tuple backward_of(const Tape::Of<T>& kept, const Tape& tape, py::handle dy_o
   py::array dh0 = new_state<T>(L, layout, shape.output()), dc0 = new_state<T>(L, layout, shape.H);
   NetworkBackward<T> args{dy.sequence,
                           dcells.sequence,
+                          dgates.sequence,
                           dh_n.data,
                           dc_n.data,
                           sequence_output<T>(dx, layout, shape.I),
@@ -139,21 +144,18 @@ py::tuple backward_of(const Tape::Of<T>& kept, const Tape& tape, py::handle dy_o
     weights.push_back(py::array_t<T>(std::move(size)));
     return static_cast<T*>(weights.back().mutable_data());
   };
+  std::vector<T*> db_hh;  // both biases have the whole gradient, as in torch
   for (int64_t i = 0; i < L; ++i) {
     typename NetworkBackward<T>::Weights one{};
     one.w_x = add({4 * shape.H, network.shape(i / D).I});
     one.w_h = add({4 * shape.H, shape.output()});
-    if (tape.bias()) one.b = add({4 * shape.H}), add({4 * shape.H});
+    if (tape.parts().bias) one.b = add({4 * shape.H}), db_hh.push_back(add({4 * shape.H}));
     if (shape.P > 0) one.w_p = add({shape.P, shape.H});
+    if (tape.parts().peepholes) one.peephole = add({3 * shape.H});
     args.weights.push_back(one);
   }
   run_interruptible([&](Interrupt& interrupt) { network_backward(network, kept.tape, args, threads, interrupt); });
-
-  const std::size_t each = weights.size() / std::size_t(L);
-  for (std::size_t i = 0; tape.bias() && i < weights.size();
-       i += each)  // both biases have the whole gradient, as in torch
-    std::copy_n(static_cast<const T*>(weights[i + 2].data()), 4 * shape.H,
-                static_cast<T*>(weights[i + 3].mutable_data()));
+  for (std::size_t i = 0; i < db_hh.size(); ++i) std::copy_n(args.weights[i].b, 4 * shape.H, db_hh[i]);
   return py::make_tuple(dx, py::make_tuple(dh0, dc0), py::cast(weights));
 }
 
@@ -169,7 +171,10 @@ py::list paths(const Weights& weights, int64_t T_, int64_t B, bool training, py:
       const Layout& layout = network->panels(layer, 0).layout;
       const std::string name = "layer " + std::to_string(layer) + " ";
       lines.append(name + "forward: " + plan_forward(shape, layout, sizeof(T), threads).text());
-      if (training) lines.append(name + "backward: " + plan_backward(shape, layout, sizeof(T), threads).text());
+      if (training)
+        lines.append(
+            name + "backward: " +
+            plan_backward(shape, layout, sizeof(T), network->panels(layer, 0).only_matrices(), threads).text());
     }
   });
   return lines;
@@ -241,9 +246,11 @@ PYBIND11_MODULE(_core, m) {
   });
 
   py::class_<Weights>(m, "Weights")
-      .def(py::init<py::list, int64_t, int64_t, int64_t, int64_t, int64_t, bool, std::string, py::object>(),
+      .def(py::init<py::list, int64_t, int64_t, int64_t, int64_t, int64_t, bool, bool, py::object, std::string,
+                    py::object>(),
            py::arg("arrays"), py::arg("input_size"), py::arg("hidden_size"), py::arg("num_layers"),
-           py::arg("num_directions"), py::arg("proj_size"), py::arg("bias"), py::arg("storage"), py::arg("threads"))
+           py::arg("num_directions"), py::arg("proj_size"), py::arg("bias"), py::arg("peepholes"), py::arg("cell"),
+           py::arg("storage"), py::arg("threads"))
       .def_property_readonly("dtype", &Weights::dtype)
       .def_property_readonly("isa", &Weights::isa)
       .def_property_readonly("nbytes", &Weights::nbytes);
@@ -255,22 +262,23 @@ PYBIND11_MODULE(_core, m) {
   m.def(
       "forward",
       [](const Weights& weights, py::object x, py::object state, py::object lengths, py::object mask, py::object reset,
-         bool batch_first, bool repeat, bool return_cells, bool training, double dropout, uint64_t dropout_seed,
-         uint64_t dropout_call, py::object threads, py::object out) {
-        const ForwardOptions options{lengths,  mask,    reset,        batch_first,  repeat,  return_cells,
+         bool batch_first, bool repeat, bool return_cells, bool return_gates, bool training, double dropout,
+         uint64_t dropout_seed, uint64_t dropout_call, py::object threads, py::object out) {
+        const ForwardOptions options{lengths,  mask,    reset,        batch_first,  repeat,  return_cells, return_gates,
                                      training, dropout, dropout_seed, dropout_call, threads, out};
         return weights.visit(
-            [&](const auto& network) { return forward_of(network, weights.bias(), x, state, options); });
+            [&](const auto& network) { return forward_of(network, weights.parts(), x, state, options); });
       },
       py::arg("weights"), py::arg("x"), py::arg("state"), py::arg("lengths"), py::arg("mask"), py::arg("reset"),
-      py::arg("batch_first"), py::arg("repeat"), py::arg("return_cells"), py::arg("training"), py::arg("dropout"),
-      py::arg("dropout_seed"), py::arg("dropout_call"), py::arg("threads"), py::arg("out"));
+      py::arg("batch_first"), py::arg("repeat"), py::arg("return_cells"), py::arg("return_gates"), py::arg("training"),
+      py::arg("dropout"), py::arg("dropout_seed"), py::arg("dropout_call"), py::arg("threads"), py::arg("out"));
   m.def(
       "backward",
-      [](const Tape& tape, py::object dy, py::object dstate, py::object dcells, py::object threads) {
-        return tape.visit([&](const auto& kept) { return backward_of(kept, tape, dy, dstate, dcells, threads); });
+      [](const Tape& tape, py::object dy, py::object dstate, py::object dcells, py::object dgates, py::object threads) {
+        return tape.visit(
+            [&](const auto& kept) { return backward_of(kept, tape, dy, dstate, dcells, dgates, threads); });
       },
-      py::arg("tape"), py::arg("dy"), py::arg("dstate"), py::arg("dcells"), py::arg("threads"));
+      py::arg("tape"), py::arg("dy"), py::arg("dstate"), py::arg("dcells"), py::arg("dgates"), py::arg("threads"));
 
   bind_stream(m);
   m.def("set_num_threads", &set_num_threads_checked, py::arg("n"));

@@ -51,6 +51,9 @@ inline int threads_or_default(py::handle threads) {
   return asked > 0 ? asked : get_num_threads();
 }
 
+// From fastlstm.cells.LSTMCellOptions, which has checked them.
+CellOptions cell_options(py::handle object);
+
 // Packed weights of a whole LSTM. Immutable: a tape keeps the ones that its forward call used.
 class Weights {
  public:
@@ -58,10 +61,11 @@ class Weights {
   using Pointer = std::shared_ptr<const Network<T>>;
 
   Weights(const py::list& arrays, int64_t input_size, int64_t hidden_size, int64_t num_layers, int64_t num_directions,
-          int64_t proj_size, bool bias, const std::string& storage, py::object threads_object)
-      : isa_(active_isa()), bias_(bias) {
+          int64_t proj_size, bool bias, bool peepholes, const py::object& cell, const std::string& storage,
+          py::object threads_object)
+      : isa_(active_isa()), parts_{bias, peepholes} {
     const int threads = threads_or_default(threads_object);
-    const std::size_t each = 2 + (bias ? 2 : 0) + (proj_size > 0 ? 1 : 0);
+    const std::size_t each = 2 + (bias ? 2 : 0) + (proj_size > 0) + peepholes;
     const auto sane = [](int64_t size) { return size > 0 && size < (int64_t(1) << 31); };
     const bool sizes =
         sane(input_size) && sane(hidden_size) && sane(num_layers) && proj_size >= 0 && proj_size < hidden_size;
@@ -76,7 +80,7 @@ class Weights {
       const Storage kind = storage_argument(storage);
       if (kind != Storage::kWhole && sizeof(T) != 4)
         throw py::type_error("weights[0] has dtype float64: expected float32");
-      pack<T>(arrays, shape, num_layers, num_directions, bias, kind, threads);
+      pack<T>(arrays, shape, num_layers, num_directions, cell_options(cell), kind, threads);
     });
   }
 
@@ -84,7 +88,11 @@ class Weights {
   bool compressed() const {
     return std::visit([](const auto& network) { return network->panels(0, 0).storage != Storage::kWhole; }, network_);
   }
-  bool bias() const { return bias_; }
+  // Which weights there are beside W and U.
+  struct Parts {
+    bool bias, peepholes;
+  };
+  const Parts& parts() const { return parts_; }
   std::string dtype() const { return network_.index() == 0 ? "float32" : "float64"; }
   int64_t nbytes() const {
     return std::visit([](const auto& network) { return network->bytes(); }, network_);
@@ -104,8 +112,8 @@ class Weights {
   }
 
   template <class T>
-  void pack(const py::list& arrays, const Shape& shape, int64_t layers, int64_t directions, bool bias, Storage storage,
-            int threads) {
+  void pack(const py::list& arrays, const Shape& shape, int64_t layers, int64_t directions, const CellOptions& cell,
+            Storage storage, int threads) {
     std::vector<RawWeights<T>> raw;
     std::vector<py::array> keep;
     std::size_t next = 0;
@@ -120,17 +128,18 @@ class Weights {
       RawWeights<T> one{};
       one.w_x = take({4 * shape.H, i < directions ? shape.I : directions * shape.output()});
       one.w_h = take({4 * shape.H, shape.output()});
-      if (bias) one.b_ih = take({4 * shape.H}), one.b_hh = take({4 * shape.H});
+      if (parts_.bias) one.b_ih = take({4 * shape.H}), one.b_hh = take({4 * shape.H});
       if (shape.P > 0) one.w_p = take({shape.P, shape.H});
+      if (parts_.peepholes) one.peephole = take({3 * shape.H});
       raw.push_back(one);
     }
     py::gil_scoped_release unlock;
     network_ =
-        std::make_shared<const Network<T>>(active_kernels<T>(), shape, layers, directions, raw, storage, threads);
+        std::make_shared<const Network<T>>(active_kernels<T>(), shape, layers, directions, cell, raw, storage, threads);
   }
 
   std::string isa_;
-  bool bias_;
+  Parts parts_;
   std::variant<Pointer<float>, Pointer<double>> network_;
 };
 

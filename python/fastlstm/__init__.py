@@ -1,6 +1,7 @@
 """An LSTM on NumPy arrays, forward and backward, from C++ kernels and without a framework."""
 
 from ._core import __version__
+from .cells import LSTMCellOptions
 from .compressed import CompressedLSTM
 from .config import active_isa, build_config, get_num_threads, release_memory, set_isa, set_num_threads
 from .functional import lstm_backward, lstm_forward
@@ -12,6 +13,7 @@ __all__ = [
     "LSTM",
     "CompressedLSTM",
     "Gradients",
+    "LSTMCellOptions",
     "Stream",
     "__version__",
     "active_isa",

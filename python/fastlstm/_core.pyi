@@ -4,6 +4,8 @@ from typing import Any
 
 from numpy.typing import ArrayLike, NDArray
 
+from .cells import LSTMCellOptions
+
 __version__: str
 
 class Weights:
@@ -11,13 +13,15 @@ class Weights:
 
     def __init__(
         self,
-        arrays: list[NDArray[Any]],  # torch's order: per layer, per direction w_ih, w_hh, b_ih, b_hh, w_hr
+        arrays: list[NDArray[Any]],  # torch's order: per layer, per direction w_ih, w_hh, b_ih, b_hh, w_hr, peephole
         input_size: int,
         hidden_size: int,
         num_layers: int,
         num_directions: int,
         proj_size: int,
         bias: bool,
+        peepholes: bool,
+        cell: LSTMCellOptions,
         storage: str,  # "whole", "bf16", "int8"
         threads: int | None,
     ) -> None: ...
@@ -58,20 +62,22 @@ def forward(
     batch_first: bool,
     repeat: bool,
     return_cells: bool,
+    return_gates: bool,
     training: bool,
     dropout: float,
     dropout_seed: int,
     dropout_call: int,
     threads: int | None,
     out: NDArray[Any] | None,  # y's memory, laid out as x
-) -> tuple[NDArray[Any], tuple[NDArray[Any], NDArray[Any]], NDArray[Any] | None, Tape | None]:
-    """Return y [T,B,D*Hout], (h_n, c_n), cells [T,B,D*H] or None, tape (None unless training)."""
+) -> tuple[NDArray[Any], tuple[NDArray[Any], NDArray[Any]], NDArray[Any] | None, NDArray[Any] | None, Tape | None]:
+    """Return y [T,B,D*Hout], (h_n, c_n), cells [T,B,D*H], gates [T,B,D*4H], tape: None where not asked for."""
 
 def backward(
     tape: Tape,
     dy: NDArray[Any] | None,  # [T,B,D*Hout]
     dstate: tuple[NDArray[Any] | None, NDArray[Any] | None] | None,  # dh_n, dc_n
     dcells: NDArray[Any] | None,  # [T,B,D*H]
+    dgates: NDArray[Any] | None,  # [T,B,D*4H]
     threads: int | None,
 ) -> tuple[NDArray[Any], tuple[NDArray[Any], NDArray[Any]], list[NDArray[Any]]]:
     """Return dx, (dh0, dc0), and the weights' gradients in the order in which Weights took the arrays."""

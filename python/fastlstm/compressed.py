@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from . import _core
+from .cells import PLAIN, LSTMCellOptions
 from .functional import PackedWeights
 from .inference import InferenceLSTM
 from .weights import WeightSpec
@@ -36,14 +37,23 @@ class CompressedLSTM(InferenceLSTM):
     True
     """
 
-    def __init__(self, spec: WeightSpec, batch_first: bool, compact: dict[str, Any], storage: str) -> None:
-        self.spec, self.batch_first, self.storage = spec, batch_first, storage
+    def __init__(
+        self, spec: WeightSpec, batch_first: bool, compact: dict[str, Any], storage: str, cell: LSTMCellOptions
+    ) -> None:
+        self.spec, self.cell, self.batch_first, self.storage = spec, cell, batch_first, storage
         self.dtype = np.dtype(np.float32)
         self._compact = compact
         self._packed: PackedWeights | None = None
 
     @classmethod
-    def of(cls, spec: WeightSpec, batch_first: bool, weights: Mapping[str, np.ndarray], storage: str) -> CompressedLSTM:
+    def of(
+        cls,
+        spec: WeightSpec,
+        batch_first: bool,
+        weights: Mapping[str, np.ndarray],
+        storage: str,
+        cell: LSTMCellOptions = PLAIN,
+    ) -> CompressedLSTM:
         """Round these weights."""
         if storage not in STORAGES:
             raise ValueError(f"storage is {storage!r}, expected one of {', '.join(map(repr, STORAGES))}")
@@ -55,7 +65,7 @@ class CompressedLSTM(InferenceLSTM):
                 raise ValueError(f"{name} contains values that are not finite: expected none, as they have no scale")
             matrix = name.startswith(("weight_ih", "weight_hh"))
             compact[name] = (to_bf16 if storage == "bf16" else to_int8)(array) if matrix else array.copy()
-        return cls(spec, batch_first, compact, storage)
+        return cls(spec, batch_first, compact, storage, cell)
 
     @property
     def weights(self) -> dict[str, np.ndarray]:
@@ -69,7 +79,7 @@ class CompressedLSTM(InferenceLSTM):
 
     def _pack(self) -> PackedWeights:
         if self._packed is None or self._packed.native.isa != _core.active_isa():
-            self._packed = PackedWeights.of(self.weights, self.spec, storage=self.storage)
+            self._packed = PackedWeights.of(self.weights, self.spec, cell=self.cell, storage=self.storage)
         return self._packed
 
     def _frozen(self) -> CompressedLSTM:

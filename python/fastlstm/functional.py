@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from . import _core
+from .cells import PLAIN, LSTMCellOptions, check_probability
 from .gradients import Gradients
 from .weights import WeightSpec, checked_arrays
 
@@ -35,6 +36,7 @@ class PackedWeights:
     """
 
     spec: WeightSpec
+    cell: LSTMCellOptions
     native: _core.Weights
 
     @classmethod
@@ -43,6 +45,7 @@ class PackedWeights:
         weights: Mapping[str, np.ndarray],
         spec: WeightSpec | None = None,
         *,
+        cell: LSTMCellOptions = PLAIN,
         storage: str = "whole",
         threads: int | None = None,
     ) -> PackedWeights:
@@ -51,8 +54,12 @@ class PackedWeights:
         storage "bf16" or "int8" rounds float32 weights, for inference alone: see `CompressedLSTM`.
         """
         spec, arrays = checked_arrays(weights, spec)
+        waiting = ("input_dropout", "recurrent_dropout", "weight_drop")
+        if spec.layer_norm or not spec.input_size or any(getattr(cell, name) for name in waiting):
+            raise ValueError(f"{spec} with {cell}: expected none of layer_norm, input_size 0, {', '.join(waiting)}")
         sizes = (spec.input_size, spec.hidden_size, spec.num_layers, spec.num_directions, spec.proj_size)
-        return cls(spec, _core.Weights(arrays, *sizes, spec.bias, storage, threads))
+        parts = (spec.bias, spec.peepholes)
+        return cls(spec, cell, _core.Weights(arrays, *sizes, *parts, cell, storage, threads))
 
     def paths(self, T: int, B: int, *, training: bool = False, threads: int | None = None) -> list[str]:
         """How each layer would run T steps of B rows: what the measured rule in csrc/cpu/plan.cpp chooses, in words.
@@ -91,6 +98,7 @@ def lstm_forward(
     weights: Mapping[str, np.ndarray] | PackedWeights,
     state: tuple[np.ndarray, np.ndarray] | None = None,
     *,
+    cell: LSTMCellOptions | None = None,
     batch_first: bool = False,
     dropout: float = 0.0,
     dropout_seed: int | None = None,
@@ -100,22 +108,26 @@ def lstm_forward(
     reset: npt.ArrayLike | None = None,
     masked_output: str = "zero",
     return_cells: bool = False,
+    return_gates: bool = False,
     training: bool = True,
     threads: int | None = None,
     out: np.ndarray | None = None,
 ) -> tuple[Any, ...]:
-    """Run an LSTM of any layers and directions: y, (h_n, c_n), tape, or with return_cells y, (h_n, c_n), cells, tape.
+    """Run an LSTM of any layers and directions: y, (h_n, c_n), then cells and gates if asked for, then tape.
 
     x: `[T,B,I]`, `[B,T,I]` if batch_first, or unbatched `[T,I]`, of the weights' dtype (float32 or float64), with any
-    strides. weights: torch's names and shapes, see `WeightSpec.shapes`, or packed before. state: (h0 `[L*D,B,Hout]`,
-    c0 `[L*D,B,H]`), zeros if None; unbatched without B. y: `[T,B,D*Hout]` laid out as x, in `out` if given (writable,
-    C-contiguous, apart from the inputs); cells: c of every step of the last layer, `[T,B,D*H]` laid out as y; h_n, c_n
-    as state. tape: for `lstm_backward`; None unless training.
+    strides. weights: torch's names and shapes, see `WeightSpec.shapes`, or packed before. cell: the options of the
+    cell, those of the packed weights if None. state: (h0 `[L*D,B,Hout]`, c0 `[L*D,B,H]`), zeros if None; unbatched
+    without B. y: `[T,B,D*Hout]` laid out as x, in `out` if given (writable, C-contiguous, apart from the inputs);
+    cells: c of every step of the last layer, `[T,B,D*H]` laid out as y, with return_cells; gates: i f g o of every
+    step of it after their activations, `[T,B,D*4H]`, 0 where a step does not count, with return_gates; h_n, c_n as
+    state. tape: for `lstm_backward`; None unless training.
 
     lengths `[B]`, mask and reset (laid out as x, without I): a step counts if mask is true and t < length. One that
     does not passes the state through, and its y is 0 ("zero") or the held h ("repeat"); its x is never read. reset
     cuts a row before step t, in both directions; beyond a row's length it is ignored. dropout, between layers and in
-    training only, needs a dropout_seed from 0 to 2**64 - 1. threads: at most so many, the library's setting if None.
+    training only, and what `cell` draws need a dropout_seed from 0 to 2**64 - 1. threads: at most so many, the
+    library's setting if None.
 
     Raises ValueError or TypeError naming argument, got and expected; MemoryError with the size that cannot be had.
 
@@ -124,18 +136,19 @@ def lstm_forward(
     >>> y.round(4).ravel(), bool(h_n[0, 0, 0] == y[-1, 0, 0])
     (array([0.3696, 0.6505]), True)
     """
-    packed = weights if isinstance(weights, PackedWeights) else PackedWeights.of(weights, threads=threads)
+    packed = _packed(weights, cell, threads)
     if masked_output not in ("zero", "repeat"):
         raise ValueError(f"masked_output is {masked_output!r}, expected 'zero' or 'repeat'")
-    for name, flag in (("batch_first", batch_first), ("return_cells", return_cells), ("training", training)):
+    flags = {"batch_first": batch_first, "return_cells": return_cells, "return_gates": return_gates}
+    for name, flag in (flags | {"training": training}).items():
         if not isinstance(flag, (bool, np.bool_)):
             raise TypeError(f"{name} is {flag!r}, a {type(flag).__qualname__}: expected True or False")
-    dropout, seed = check_dropout(dropout), 0
-    if training and dropout and packed.spec.num_layers > 1:
+    dropout, seed = check_probability("dropout", dropout), 0
+    if training and ((dropout and packed.spec.num_layers > 1) or packed.cell.draws):
         seed = -1 if dropout_seed is None else _integer("dropout_seed", dropout_seed)
         if not 0 <= seed < 2**64:
             raise ValueError(f"dropout_seed is {dropout_seed}, expected an integer from 0 to 2**64 - 1")
-    y, (h_n, c_n), cells, tape = _core.forward(
+    y, (h_n, c_n), cells, gates, tape = _core.forward(
         packed.native,
         x,
         state,
@@ -145,6 +158,7 @@ def lstm_forward(
         batch_first,
         masked_output == "repeat",
         return_cells,
+        return_gates,
         training,
         dropout,
         seed,
@@ -158,7 +172,19 @@ def lstm_forward(
         for line in packed.paths(T, B, training=training, threads=threads):
             print(f"fastlstm {packed.native.isa} {packed.native.dtype} T={T} B={B}: {line}", file=sys.stderr)
     result = Tape(packed.spec, tape) if tape is not None else None
-    return (y, (h_n, c_n), cells, result) if return_cells else (y, (h_n, c_n), result)
+    return (y, (h_n, c_n), *([cells] if return_cells else []), *([gates] if return_gates else []), result)
+
+
+def _packed(
+    weights: Mapping[str, np.ndarray] | PackedWeights, cell: LSTMCellOptions | None, threads: int | None
+) -> PackedWeights:
+    if cell is not None and not isinstance(cell, LSTMCellOptions):
+        raise TypeError(f"cell is a {type(cell).__qualname__}, expected LSTMCellOptions or None")
+    if not isinstance(weights, PackedWeights):
+        return PackedWeights.of(weights, cell=cell or PLAIN, threads=threads)
+    if cell is not None and cell != weights.cell:
+        raise ValueError(f"cell is {cell}, but the weights were packed for {weights.cell}: expected None or the same")
+    return weights
 
 
 def lstm_backward(
@@ -167,13 +193,14 @@ def lstm_backward(
     dstate: tuple[np.ndarray | None, np.ndarray | None] | None = None,
     *,
     dcells: np.ndarray | None = None,
+    dgates: np.ndarray | None = None,
     threads: int | None = None,
 ) -> Gradients:
     """The gradients of a loss with respect to x, state and weights, from those with respect to forward's results.
 
-    dy, dstate = (dh_n, dc_n) and dcells have the shape, layout and dtype of y, (h_n, c_n) and cells; each of them, and
-    each half of dstate, may be None for zero. The tape is never written: several calls give the same. Raises ValueError
-    or TypeError naming argument, got and expected.
+    dy, dstate = (dh_n, dc_n), dcells and dgates have the shape, layout and dtype of y, (h_n, c_n), cells and gates;
+    each of them, and each half of dstate, may be None for zero. The tape is never written: several calls give the
+    same. Raises ValueError or TypeError naming argument, got and expected.
 
     >>> weights = {"weight_ih_l0": np.ones((4, 1)), "weight_hh_l0": np.ones((4, 1))}
     >>> y, (h_n, c_n), tape = lstm_forward(np.ones((2, 1, 1)), weights)
@@ -182,17 +209,8 @@ def lstm_backward(
     """
     if not isinstance(tape, Tape):
         raise TypeError(f"tape is a {type(tape).__qualname__}, expected the tape of a training lstm_forward")
-    dx, dstate0, dweights = _core.backward(tape.native, dy, dstate, dcells, threads)
+    dx, dstate0, dweights = _core.backward(tape.native, dy, dstate, dcells, dgates, threads)
     return Gradients(dx, dstate0, dict(zip(tape.spec.shapes(), dweights, strict=True)))
-
-
-def check_dropout(dropout: float) -> float:
-    """`dropout` as a float; raises TypeError or ValueError unless it is a number from 0 to 1."""
-    if not isinstance(dropout, (int, float, np.floating)) or isinstance(dropout, bool):
-        raise TypeError(f"dropout is {dropout!r}, expected a number from 0 to 1")
-    if not 0 <= dropout <= 1:
-        raise ValueError(f"dropout is {dropout}, expected a number from 0 to 1")
-    return float(dropout)
 
 
 def _integer(name: str, number: object) -> int:

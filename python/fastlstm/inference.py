@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from .cells import PLAIN, LSTMCellOptions
 from .functional import PackedWeights, lstm_forward
 from .stream import Stream
 from .weights import WeightSpec
@@ -18,6 +19,7 @@ class InferenceLSTM:
     """An LSTM that can be called; `LSTM` and `CompressedLSTM` are the ones to make."""
 
     spec: WeightSpec
+    cell: LSTMCellOptions
     batch_first: bool
     dtype: np.dtype[Any]
 
@@ -47,6 +49,16 @@ class InferenceLSTM:
     def proj_size(self) -> int:
         return self.spec.proj_size
 
+    # what torch's has not
+
+    @property
+    def peepholes(self) -> bool:
+        return self.spec.peepholes
+
+    @property
+    def layer_norm(self) -> bool:
+        return self.spec.layer_norm
+
     def __repr__(self) -> str:
         options = {
             "num_layers": (self.num_layers, 1),
@@ -55,6 +67,9 @@ class InferenceLSTM:
             "dropout": (getattr(self, "dropout", 0.0), 0.0),
             "bidirectional": (self.bidirectional, False),
             "proj_size": (self.proj_size, 0),
+            "peepholes": (self.peepholes, False),
+            "layer_norm": (self.layer_norm, False),
+            "cell": (self.cell, PLAIN),
         }
         changed = [f", {name}={value}" for name, (value, default) in options.items() if value != default]
         return f"{type(self).__name__}({self.input_size}, {self.hidden_size}{''.join(changed)}{self._more()})"
@@ -83,10 +98,11 @@ class InferenceLSTM:
         reset: npt.ArrayLike | None = None,
         masked_output: str = "zero",
         return_cells: bool = False,
+        return_gates: bool = False,
         threads: int | None = None,
         out: np.ndarray | None = None,
     ) -> tuple[Any, ...]:
-        """Inference: y, (h_n, c_n), or with return_cells y, (h_n, c_n), cells. No dropout, nothing kept.
+        """Inference: y, (h_n, c_n), then cells and gates if asked for. No dropout, nothing kept.
 
         Arguments, shapes and errors as in `functional.lstm_forward`.
         """
@@ -100,6 +116,7 @@ class InferenceLSTM:
             reset=reset,
             masked_output=masked_output,
             return_cells=return_cells,
+            return_gates=return_gates,
             training=False,
             threads=threads,
             out=out,

@@ -14,8 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from . import _core
+from .cells import PLAIN, LSTMCellOptions, check_probability
 from .compressed import CompressedLSTM
-from .functional import PackedWeights, Tape, check_dropout, lstm_backward, lstm_forward
+from .functional import PackedWeights, Tape, lstm_backward, lstm_forward
 from .gradients import Gradients
 from .inference import InferenceLSTM
 from .weights import WeightSpec, check_array, check_weights, initial_weights
@@ -64,9 +65,11 @@ class LSTMWeights(MutableMapping[str, np.ndarray]):
 class LSTM(InferenceLSTM):
     """A long short-term memory of any layers and directions, with torch.nn.LSTM's arguments in torch's order.
 
-    forget_bias: the forget gate's first bias, on every layer and direction; None draws it like the others. dtype:
-    float32 or float64, of the weights and of every array that goes in. seed: an integer that fixes the first weights
-    and the dropout masks; None draws one. dropout acts between layers, in `forward` only.
+    peepholes, layer_norm: whether c is seen by the gates, and whether the sums into the gates and c are normalised;
+    both have weights. cell: all that has none, see `LSTMCellOptions`. forget_bias: the forget gate's first bias, on
+    every layer and direction; None draws it like the others. dtype: float32 or float64, of the weights and of every
+    array that goes in. seed: an integer that fixes the first weights and all random masks; None draws one. dropout acts
+    between layers, in `forward` only. input_size 0: there is no W, and x holds the pre-activations `[T,B,D*4H]`.
 
     Raises TypeError or ValueError that names the argument.
 
@@ -91,13 +94,19 @@ class LSTM(InferenceLSTM):
         bidirectional: bool = False,
         proj_size: int = 0,
         *,
+        peepholes: bool = False,
+        layer_norm: bool = False,
+        cell: LSTMCellOptions = PLAIN,
         forget_bias: float | None = None,
         dtype: npt.DTypeLike = np.float32,
         seed: int | None = None,
     ) -> None:
-        self.spec = WeightSpec(input_size, hidden_size, num_layers, bias, bidirectional, proj_size)
+        self.spec = WeightSpec(
+            input_size, hidden_size, num_layers, bias, bidirectional, proj_size, peepholes, layer_norm
+        )
+        self.cell = cell
         self.batch_first = bool(batch_first)
-        self.dropout = check_dropout(dropout)
+        self.dropout = check_probability("dropout", dropout)
         self.dtype = np.dtype(dtype)
         if self.dtype not in (np.dtype(np.float32), np.dtype(np.float64)):
             raise TypeError(f"dtype is {self.dtype}, expected float32 or float64")
@@ -125,6 +134,7 @@ class LSTM(InferenceLSTM):
         reset: npt.ArrayLike | None = None,
         masked_output: str = "zero",
         return_cells: bool = False,
+        return_gates: bool = False,
         threads: int | None = None,
         out: np.ndarray | None = None,
         dropout_seed: int | None = None,
@@ -150,6 +160,7 @@ class LSTM(InferenceLSTM):
             reset=reset,
             masked_output=masked_output,
             return_cells=return_cells,
+            return_gates=return_gates,
             threads=threads,
             out=out,
         )
@@ -161,18 +172,19 @@ class LSTM(InferenceLSTM):
         dstate: tuple[np.ndarray | None, np.ndarray | None] | None = None,
         *,
         dcells: np.ndarray | None = None,
+        dgates: np.ndarray | None = None,
         threads: int | None = None,
     ) -> Gradients:
         """The gradients g.x, g.state = (dh0, dc0) and g.weights[name], as `functional.lstm_backward`.
 
         They are those at the weights that `forward` used, even if the layer's have changed since.
         """
-        return lstm_backward(tape, dy, dstate, dcells=dcells, threads=threads)
+        return lstm_backward(tape, dy, dstate, dcells=dcells, dgates=dgates, threads=threads)
 
     def _pack(self) -> PackedWeights:
         packed, version = self._packed, self._weights._version
         if packed is None or packed[0] != version or packed[1].native.isa != _core.active_isa():
-            self._packed = packed = version, PackedWeights.of(self._weights._arrays, self.spec)
+            self._packed = packed = version, PackedWeights.of(self._weights._arrays, self.spec, cell=self.cell)
         return packed[1]
 
     def _frozen(self) -> LSTM:
@@ -189,7 +201,7 @@ class LSTM(InferenceLSTM):
         It has the same call and the same stream; arithmetic stays float32. A batch of 1 is bound by reading weights,
         and becomes faster. `CompressedLSTM` says what it costs in exactness.
         """
-        return CompressedLSTM.of(self.spec, self.batch_first, self._weights._arrays, storage)
+        return CompressedLSTM.of(self.spec, self.batch_first, self._weights._arrays, storage, self.cell)
 
     # weights
 
@@ -240,13 +252,15 @@ class LSTM(InferenceLSTM):
         from . import files
 
         arguments, arrays = files.read(path)
+        if "cell" in arguments:
+            arguments["cell"] = LSTMCellOptions(**arguments["cell"])
         lstm = cls(**arguments)
         lstm.load_state_dict(arrays)
         return lstm
 
     def _arguments(self) -> dict[str, Any]:
         own = {"batch_first": self.batch_first, "dropout": self.dropout, "dtype": self.dtype.name}
-        return asdict(self.spec) | own
+        return asdict(self.spec) | {"cell": asdict(self.cell)} | own
 
     def __getstate__(self) -> dict[str, Any]:
         own = {name: value for name, value in self.__dict__.items() if name not in ("_lock", "_packed")}

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from .cells import LSTMCellOptions
 from .weights import WeightSpec, check_array
 
 
@@ -50,32 +51,40 @@ def deliver(y: np.ndarray, out: np.ndarray | None, x: np.ndarray) -> np.ndarray:
     return out
 
 
-def check_input(x: np.ndarray, w_x: np.ndarray, batch_first: bool) -> Layout:
-    batched, size = ("(B, T, {0})" if batch_first else "(T, B, {0})"), w_x.shape[1]
+def check_input(x: np.ndarray, spec: WeightSpec, dtype: np.dtype[Any], batch_first: bool) -> Layout:
+    batched, size = ("(B, T, {0})" if batch_first else "(T, B, {0})"), spec.x_size
     if check_array("x", x).ndim not in (2, 3) or x.shape[-1] != size:
         raise ValueError(
-            f"x has shape {x.shape}, but weight_ih_l0 {w_x.shape} needs input size {size}: "
+            f"x has shape {x.shape}, but the weights need input size {size}: "
             f"expected {batched.format(size)}, or (T, {size}) unbatched"
         )
-    if w_x.dtype.kind != "f":
-        raise TypeError(f"the weights have dtype {w_x.dtype}, expected float32 or float64")
-    check_array("x", x, dtype=w_x.dtype)
+    if dtype.kind != "f":
+        raise TypeError(f"the weights have dtype {dtype}, expected float32 or float64")
+    check_array("x", x, dtype=dtype)
     steps, batch = (len(x), 1) if x.ndim == 2 else x.shape[1::-1] if batch_first else x.shape[:2]
     return Layout(steps, batch, batch_first, unbatched=x.ndim == 2)
 
 
 def check_options(
-    spec: WeightSpec, masked_output: str, training: bool, dropout: float, dropout_seed: int | None
+    spec: WeightSpec,
+    cell: LSTMCellOptions,
+    masked_output: str,
+    training: bool,
+    dropout: float,
+    dropout_seed: int | None,
 ) -> None:
     if masked_output not in ("zero", "repeat"):
         raise ValueError(f'masked_output is {masked_output!r}, expected "zero" or "repeat"')
     if not 0 <= dropout <= 1:
         raise ValueError(f"dropout is {dropout}, expected a probability from 0 to 1")
-    if not (training and dropout and spec.num_layers > 1):
+    if cell.input_dropout and not spec.input_size:
+        raise ValueError(
+            f"input_dropout is {cell.input_dropout}, but x holds pre-activations, which have no input: expected 0"
+        )
+    if not (training and ((dropout and spec.num_layers > 1) or cell.draws)):
         return
     if dropout_seed is None or not 0 <= operator.index(dropout_seed) < 2**64:
-        got = f"dropout is {dropout}, but dropout_seed is {dropout_seed}"
-        raise ValueError(f"{got}: expected an integer from 0 to 2**64 - 1")
+        raise ValueError(f"dropout_seed is {dropout_seed}, expected an integer from 0 to 2**64 - 1")
 
 
 def enter_states(

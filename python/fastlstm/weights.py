@@ -26,6 +26,9 @@ def weight_suffix(layer: int, direction: int) -> str:
 class WeightSpec:
     """What a weights mapping is for: the sizes and options of an LSTM, in the order of torch.nn.LSTM's arguments.
 
+    input_size 0: there is no weight_ih_l0, and x holds pre-activations instead, 4*hidden_size for each direction.
+    peepholes, layer_norm: each layer and direction has the weights of these, see `shapes`.
+
     Raises TypeError or ValueError that names the argument, for sizes that are not integers of at least 1, flags that
     are not booleans, and a proj_size outside `[0, hidden_size)` (0 is no projection; the bound is torch's).
 
@@ -42,9 +45,11 @@ class WeightSpec:
     bias: bool = True
     bidirectional: bool = False
     proj_size: int = 0
+    peepholes: bool = False
+    layer_norm: bool = False
 
     def __post_init__(self) -> None:
-        for name, least in (("input_size", 1), ("hidden_size", 1), ("num_layers", 1), ("proj_size", 0)):
+        for name, least in (("input_size", 0), ("hidden_size", 1), ("num_layers", 1), ("proj_size", 0)):
             size = getattr(self, name)
             if isinstance(size, (bool, np.bool_)) or not hasattr(size, "__index__"):
                 raise TypeError(f"{name} is {size!r}, expected an integer of at least {least}")
@@ -54,7 +59,7 @@ class WeightSpec:
             if size > LARGEST:
                 raise ValueError(f"{name} is {size}, expected an integer of at most {LARGEST}")
             object.__setattr__(self, name, size)
-        for name in ("bias", "bidirectional"):
+        for name in ("bias", "bidirectional", "peepholes", "layer_norm"):
             flag = getattr(self, name)
             if not isinstance(flag, (bool, np.bool_)):
                 raise TypeError(f"{name} is {flag!r}, expected True or False")
@@ -64,6 +69,8 @@ class WeightSpec:
                 f"proj_size is {self.proj_size}, but hidden_size is {self.hidden_size}: "
                 f"expected a proj_size from 0 (none) to {self.hidden_size - 1}"
             )
+        if self.layer_norm and not self.input_size:
+            raise ValueError("layer_norm is True, but input_size is 0: expected an input whose product is normalised")
 
     @property
     def num_directions(self) -> int:
@@ -80,8 +87,16 @@ class WeightSpec:
         """D*Hout, the size of one step of y."""
         return self.num_directions * self.hidden_output
 
+    @property
+    def x_size(self) -> int:
+        """The size of one step of x: input_size, or that of the pre-activations, D*4H."""
+        return self.input_size or self.num_directions * 4 * self.hidden_size
+
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """The shape of every weight by name, in torch's order: by layer, by direction, w_ih, w_hh, b_ih, b_hh, w_hr.
+
+        Then, where the spec has them, weight_peephole, of i f o; gamma_ih and gamma_hh, the gains of the layer
+        normalisation of x . W and of h . U, and gamma_c, beta_c, its gain and bias of c.
 
         >>> WeightSpec(8, 5, bias=False).shapes()
         {'weight_ih_l0': (20, 8), 'weight_hh_l0': (20, 5)}
@@ -115,12 +130,18 @@ def _shapes(spec: WeightSpec) -> dict[str, tuple[int, ...]]:
         layer_input = spec.input_size if layer == 0 else spec.output_size
         for direction in range(spec.num_directions):
             suffix = weight_suffix(layer, direction)
-            shapes["weight_ih" + suffix] = (gates, layer_input)
+            if layer_input:
+                shapes["weight_ih" + suffix] = (gates, layer_input)
             shapes["weight_hh" + suffix] = (gates, spec.hidden_output)
             if spec.bias:
                 shapes["bias_ih" + suffix] = shapes["bias_hh" + suffix] = (gates,)
             if spec.proj_size:
                 shapes["weight_hr" + suffix] = (spec.proj_size, spec.hidden_size)
+            if spec.peepholes:
+                shapes["weight_peephole" + suffix] = (3 * spec.hidden_size,)
+            if spec.layer_norm:
+                shapes["gamma_ih" + suffix] = shapes["gamma_hh" + suffix] = (gates,)
+                shapes["gamma_c" + suffix] = shapes["beta_c" + suffix] = (spec.hidden_size,)
     return shapes
 
 
@@ -150,12 +171,15 @@ def check_array(
 def _spec_of(weights: Mapping[str, np.ndarray]) -> WeightSpec:
     if not isinstance(weights, Mapping):
         raise TypeError(f"weights is a {type(weights).__qualname__}, expected a mapping with torch's names")
-    if "weight_ih_l0" not in weights:
+    if "weight_hh_l0" not in weights:
         names = ", ".join(map(str, weights)) or "none"
-        raise ValueError(f"weights has no weight_ih_l0: expected torch's names (weight_ih_l0, ...), got {names}")
-    first = check_array("weight_ih_l0", weights["weight_ih_l0"])
-    if first.ndim != 2 or first.shape[0] % 4:
+        raise ValueError(f"weights has no weight_hh_l0: expected torch's names (weight_ih_l0, ...), got {names}")
+    first = check_array("weight_ih_l0", weights["weight_ih_l0"]) if "weight_ih_l0" in weights else None
+    if first is not None and (first.ndim != 2 or first.shape[0] % 4):
         raise ValueError(f"weight_ih_l0 has shape {first.shape}, expected (4*hidden_size, input_size)")
+    second = check_array("weight_hh_l0", weights["weight_hh_l0"])
+    if second.ndim != 2 or second.shape[0] % 4:
+        raise ValueError(f"weight_hh_l0 has shape {second.shape}, expected (4*hidden_size, hidden_size or proj_size)")
     projection = check_array("weight_hr_l0", weights["weight_hr_l0"]) if "weight_hr_l0" in weights else None
     if projection is not None and (projection.ndim != 2 or 0 in projection.shape):
         raise ValueError(f"weight_hr_l0 has shape {projection.shape}, expected (proj_size, hidden_size)")
@@ -163,12 +187,14 @@ def _spec_of(weights: Mapping[str, np.ndarray]) -> WeightSpec:
     while f"weight_ih_l{num_layers}" in weights:
         num_layers += 1
     return _spec(
-        first.shape[1],
-        first.shape[0] // 4,
+        0 if first is None else first.shape[1],
+        (second if first is None else first).shape[0] // 4,
         num_layers,
         "bias_ih_l0" in weights or "bias_hh_l0" in weights,
-        "weight_ih_l0_reverse" in weights,
+        "weight_hh_l0_reverse" in weights,
         0 if projection is None else projection.shape[0],
+        "weight_peephole_l0" in weights,
+        "gamma_ih_l0" in weights,
     )
 
 
@@ -234,6 +260,7 @@ def initial_weights(
 ) -> dict[str, np.ndarray]:
     """Fresh weights, uniform in `[-1/sqrt(H), 1/sqrt(H)]` as torch.nn.LSTM draws them (`RNNBase.reset_parameters`).
 
+    Layer normalisation's gains are 1, its bias is 0.
     Drawn in float64 and rounded to `dtype`, in torch's order of names: one seed gives the same weights in both dtypes.
     `forget_bias` makes the forget gate start open (Jozefowicz et al. 2015 use 1): on every layer and direction b_ih's
     f slice is that value and b_hh's is 0, so that their sum is the value. Raises ValueError if there is no bias.
@@ -246,7 +273,13 @@ def initial_weights(
     if forget_bias is not None and not spec.bias:
         raise ValueError(f"forget_bias is {forget_bias}, but bias is False: expected forget_bias=None")
     bound = 1.0 / np.sqrt(spec.hidden_size)
-    weights = {name: rng.uniform(-bound, bound, shape).astype(dtype) for name, shape in spec.shapes().items()}
+    constants = {"gamma": 1.0, "beta": 0.0}
+    weights = {
+        name: np.full(shape, constant, dtype)
+        if (constant := constants.get(name.split("_")[0])) is not None
+        else rng.uniform(-bound, bound, shape).astype(dtype)
+        for name, shape in spec.shapes().items()
+    }
     if forget_bias is not None:
         forget = slice(spec.hidden_size, 2 * spec.hidden_size)
         for name, weight in weights.items():

@@ -1,0 +1,38 @@
+// CellOptions from their Python twin.
+#include "weights.h"
+
+namespace fastlstm {
+namespace {
+
+ActivationOptions activation_options(const py::handle& function) {
+  const auto parts = py::reinterpret_borrow<py::sequence>(function);  // name, alpha, beta
+  return {activation_argument(parts[0].cast<std::string>()), parts[1].cast<double>(), parts[2].cast<double>()};
+}
+
+}  // namespace
+
+CellOptions cell_options(py::handle object) {
+  const auto number = [&](const char* name) { return object.attr(name).cast<double>(); };
+  const auto flag = [&](const char* name) { return object.attr(name).cast<bool>(); };
+  const auto limit = [&](const char* name) {
+    const py::object value = object.attr(name);
+    return value.is_none() ? kNoLimit : value.cast<double>();
+  };
+  const auto functions = object.attr("activations").cast<py::sequence>();
+  CellOptions cell;
+  cell.gate = activation_options(functions[0]);
+  cell.squash = activation_options(functions[1]);
+  cell.output = activation_options(functions[2]);
+  cell.coupled_input_forget = flag("coupled_input_forget");
+  cell.gate_clip = limit("gate_clip");
+  cell.cell_clip = limit("cell_clip");
+  cell.zoneout_h = number("zoneout_h");
+  cell.zoneout_c = number("zoneout_c");
+  cell.input_dropout = number("input_dropout");
+  cell.recurrent_dropout = number("recurrent_dropout");
+  cell.dropout_per_gate = flag("dropout_per_gate");
+  cell.weight_drop = number("weight_drop");
+  return cell;
+}
+
+}  // namespace fastlstm
