@@ -30,12 +30,15 @@ ROOT = Path(__file__).resolve().parents[1]
 OWN_MODULES = [
     "fastlstm",
     "fastlstm._core",
+    "fastlstm.activations",
+    "fastlstm.cells",
     "fastlstm.compressed",
     "fastlstm.config",
     "fastlstm.functional",
     "fastlstm.gradients",
     "fastlstm.inference",
     "fastlstm.layers",
+    "fastlstm.layouts",
     "fastlstm.stream",
     "fastlstm.weights",
 ]

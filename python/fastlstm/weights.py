@@ -111,7 +111,8 @@ class WeightSpec:
         that is not a NumPy array.
 
         >>> WeightSpec.from_weights({"weight_ih_l0": np.zeros((20, 8)), "weight_hh_l0": np.zeros((20, 5))})
-        WeightSpec(input_size=8, hidden_size=5, num_layers=1, bias=False, bidirectional=False, proj_size=0)
+        WeightSpec(input_size=8, hidden_size=5, num_layers=1, bias=False, bidirectional=False, proj_size=0,
+                   peepholes=False, layer_norm=False)
         """
         spec = _spec_of(weights)
         _named_arrays(spec, weights)
