@@ -15,6 +15,11 @@ struct Shape {
   int64_t depth() const { return I + output(); }    // of the product [x ; h] . [W | U]^T
 };
 
+struct Range {
+  int64_t begin = 0, end = 0;
+  int64_t size() const { return end - begin; }
+};
+
 // An array [T, B, n] whose rows of n are contiguous.
 template <class T>
 struct Sequence {
@@ -42,6 +47,7 @@ struct Timeline {
   bool repeat = false;  // y of a held step is h, not zero
 
   int64_t time(int64_t s, int64_t T) const { return reverse ? T - 1 - s : s; }
+  Range times(Range steps, int64_t T) const { return reverse ? Range{T - steps.end, T - steps.begin} : steps; }
   int64_t rows(int64_t s, int64_t B) const { return active ? active[s] : B; }
   int64_t first_step(int64_t row, int64_t T) const { return reverse && end ? T - end[row] : 0; }
   int64_t last_step(int64_t row, int64_t T) const { return !reverse && end ? end[row] : T; }  // one past
@@ -52,17 +58,23 @@ struct Draws {
   bool training = false;
   uint64_t seed = 0;
   uint32_t call = 0;
+  uint32_t first_step = 0;  // the number of the step t = 0
   int64_t layer = 0, direction = 0;
 };
 
+// Some processed steps of a layer: all, or a window, whose neighbours hand over the state. Sequences are as long as the whole,
+// but only the window's steps of them are read and written.
 template <class T>
 struct ForwardArgs {
   Shape shape;
   Timeline timeline;
+  Range steps;                           // 0 .. T: all
   Sequence<const T> x;                   // [T,B,I]
   const T *h0 = nullptr, *c0 = nullptr;  // [B,output], [B,H]; null: zero
+  const T* from = nullptr;               // [B,state] what the window before left; null for the first one
+  T* to = nullptr;                       // [B,state] for the window after; null: none follows
   Sequence<T> y;                         // [T,B,output]
-  T *h_n = nullptr, *c_n = nullptr;      // [B,output], [B,H]
+  T *h_n = nullptr, *c_n = nullptr;      // [B,output], [B,H]; both null: neither they nor y of ended rows are wanted
   Sequence<T> cells;                     // [T,B,H]; null: not wanted
   Sequence<T> gates;                     // [T,B,4H] after their activations; null: not wanted
   Draws draws;
@@ -74,6 +86,7 @@ struct BackwardArgs {
   Timeline timeline;
   Sequence<const T> dy;                      // [T,B,output]; null: zero
   const T *dh_n = nullptr, *dc_n = nullptr;  // [B,output], [B,H]; null: zero
+  int64_t truncate = 0;                      // no gradient of the state crosses times that it divides; 0: all do
   Sequence<const T> dcells;                  // [T,B,H]; null: zero
   Sequence<const T> dgates;                  // [T,B,4H]; null: zero
   Draws draws;                               // forward's

@@ -40,13 +40,14 @@ struct Dropout {
   double p = 0;
   uint64_t seed = 0;
   uint32_t call = 0;
+  uint32_t first_step = 0;  // the number of the step t = 0
 
   uint64_t threshold() const { return threshold_of(p); }
 
   // The words of units 4 * quad .. 4 * quad + 3.
   Philox words(int64_t layer, int64_t direction, int64_t t, int64_t b, int64_t quad) const {
     const uint32_t where = place_of(layer, direction, quad);
-    return philox({{where, uint32_t(t), uint32_t(b), call}}, uint32_t(seed), uint32_t(seed >> 32));
+    return philox({{where, first_step + uint32_t(t), uint32_t(b), call}}, uint32_t(seed), uint32_t(seed >> 32));
   }
 };
 

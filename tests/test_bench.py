@@ -161,3 +161,14 @@ def test_an_unknown_case_is_refused() -> None:
     done = call("run.py", "--cases", "no_such_case")
     assert done.returncode != 0
     assert "no case is named no_such_case" in done.stderr
+
+
+def test_memory_of_checkpoints_is_measured_and_drawn(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    done = call("memory.py", "--steps", "1000", "20000", "--rounds", "1", "--folder", tmp_path, "--name", "small")
+    assert done.returncode == 0, done.stdout + done.stderr
+    report = json.loads((tmp_path / "small.json").read_text())
+    tapes = {(row["T"], row["way"]): row["tape"] for row in report["rows"]}
+    assert tapes[20000, "whole tape"] > 40 * tapes[20000, "checkpoints"]
+    assert report["time ratio"].keys() == {"1000", "20000"}
+    assert (tmp_path / "small.png").read_bytes().startswith(b"\x89PNG")

@@ -1,8 +1,9 @@
-"""The examples, as their users run them, but shorter."""
+"""The examples, as their users run them, but shorter; the pages of docs/, block by block."""
 
 from __future__ import annotations
 
 import importlib.util
+import re
 from pathlib import Path
 from types import ModuleType
 
@@ -17,6 +18,16 @@ def example(name: str) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.mark.parametrize("page", sorted((EXAMPLES.parent / "docs").glob("*.md")), ids=lambda page: page.stem)
+def test_every_block_of_a_page_runs(page: Path) -> None:
+    text, names = page.read_text(), {}
+    blocks = list(re.finditer(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE))
+    for block in blocks:
+        line = text.count("\n", 0, block.start(1))  # so that a traceback shows the page's own line
+        exec(compile("\n" * line + block[1], str(page), "exec"), names)
+    assert blocks and text.count("```") == 2 * len(blocks), "a block that is not Python is not run"
 
 
 @pytest.fixture(scope="module")

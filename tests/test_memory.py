@@ -104,6 +104,52 @@ assert y.nbytes == 32 * 2**20
     subprocess.run(command, check=True, cwd=tmp_path, env=environment, timeout=60)
 
 
+# Of a million steps the whole tape would have 1.8 GiB, and y 244 MiB.
+LONG = """
+import time
+import numpy as np
+import fastlstm
+
+def peak():  # of this program: ru_maxrss begins with that of the one that started it
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) for line in status if line.startswith("VmHWM")) / 2**10
+
+layer = fastlstm.LSTM(8, 64, {layers}, seed=0)
+x = np.random.default_rng(0).standard_normal(({steps}, 1, 8), np.float32)
+layer(x[:100])
+before, start = peak(), time.perf_counter()
+_, (h_n, _), tape = layer.forward(x, checkpoint_every="auto", return_sequence=False)
+grads = layer.backward(tape, dstate=(np.ones_like(h_n), None))
+print(f"{{peak() - before:.0f}} MiB in {{time.perf_counter() - start:.1f}} s")
+assert tape.nbytes < 1.15 * x.nbytes, tape.nbytes
+assert peak() - before < {limit}
+assert np.isfinite(grads.x).all() and grads.x[-1].any()
+"""
+
+
+@counts_memory
+@pytest.mark.parametrize("layers, steps, limit", [(1, 1_000_000, 80), (3, 250_000, 30)])
+def test_long_sequences_train_in_little_memory(layers: int, steps: int, limit: int, tmp_path: Path) -> None:
+    # dx and the copy of x take 61 MiB of a million steps
+    code = LONG.format(layers=layers, steps=steps, limit=limit)
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+
+
+@counts_memory
+def test_a_million_steps_infer_without_y(tmp_path: Path) -> None:
+    code = """
+layer = fastlstm.LSTM(1, 64, 3, seed=0)
+x = view(np.float32, 1_000_000, 1, 1)
+layer(x[:100])
+limit(32)
+assert layer(x, return_sequence=False, threads=1)[0] is None
+"""
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"}
+    command = [sys.executable, "-X", "faulthandler", "-c", LIMITED + code]
+    subprocess.run(command, check=True, cwd=tmp_path, env=environment, timeout=300)
+
+
 # Sizes that no machine holds: each case is a program of its own, since the danger is a crash
 GIANTS = {
     "y_overflows": "LSTM(1, 4)(view(np.float32, 2**30, 2**30, 1))",
@@ -180,6 +226,10 @@ class Calls:
         *_, tape = self.lstm.forward(self.x, self.state, **self.options)
         return self.lstm.backward(tape, self.dy, self.state, dcells=self.dcells, threads=2)
 
+    def checkpoints(self) -> object:
+        *_, tape = self.lstm.forward(self.x, self.state, **self.options, checkpoint_every=10, return_sequence=False)
+        return self.lstm.backward(tape, None, self.state, dcells=self.dcells, truncate=7, threads=2)
+
     def backward(self) -> object:
         return self.lstm.backward(self.tape, self.dy, self.state, dcells=self.dcells)
 
@@ -204,7 +254,7 @@ class Calls:
         return [*arrays, self.tape, self.tape.native, self.lstm, self.state, None, np.dtype(np.float32)]
 
 
-KINDS = ["inference", "training", "backward", "copies", "packing", "refused"]
+KINDS = ["inference", "training", "checkpoints", "backward", "copies", "packing", "refused"]
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -343,12 +343,14 @@ def test_ctrl_c_interrupts_a_forward(shape: str, threads: int, tmp_path: Path) -
 
 @in_time
 @pytest.mark.parametrize(
-    ("steps", "rows"), [(4_000, 1), (500, 20), (8, 1_200)], ids=["one_row", "few_rows", "few_steps"]
+    ("steps", "rows", "every"),
+    [(4_000, 1, None), (500, 20, None), (8, 1_200, None), (4_000, 1, "auto"), (8, 1_200, 1)],
+    ids=["one_row", "few_rows", "few_steps", "one_row_run_again", "few_steps_run_again"],
 )
-def test_ctrl_c_interrupts_a_backward(steps: int, rows: int, tmp_path: Path) -> None:
+def test_ctrl_c_interrupts_a_backward(steps: int, rows: int, every: int | str | None, tmp_path: Path) -> None:
     code = f"""
     lstm, x = wide({steps}, {rows})
-    y, _, tape = lstm.forward(x)
+    y, _, tape = lstm.forward(x, checkpoint_every={every!r})
     print(interrupted(lambda: lstm.backward(tape, dy=y, threads=1)))
     assert solve(8) == expected
     """

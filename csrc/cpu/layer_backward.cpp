@@ -13,22 +13,19 @@ namespace fastlstm {
 namespace {
 
 template <class T>
-class Backward {
+class Backward : public LayerBackward<T> {
  public:
-  Backward(const Panels<T>& panels, const LayerTape<T>& tape, const BackwardArgs<T>& args, int threads,
-           Interrupt& interrupt)
+  Backward(const Panels<T>& panels, const BackwardArgs<T>& args, int threads, Interrupt& interrupt)
       : panels_(panels),
         layout_(panels.layout),
-        tape_(tape),
         args_(args),
         shape_(args.shape),
         time_(args.timeline),
         interrupt_(interrupt),
         plan_(plan_backward(args.shape, panels.layout, sizeof(T), panels.only_matrices(), threads)),
         transposed_(plan_.single_step ? nullptr : &panels.transposed(threads)),
-        chunks_(split_into_chunks(args.shape, args.timeline)),
-        chunk_rows_(most_rows(chunks_)),
-        weights_(panels, tape, args, plan_, chunk_rows_, any_rows()),
+        chunk_rows_(most_rows_of_chunks(args.shape, args.timeline)),
+        weights_(panels, args, plan_, chunk_rows_, chunk_rows_ > 0),
         zoneout_(panels, args.draws, args.timeline, plan_.threads(), plan_.row_block),
         barrier_(plan_.threads(), interrupt) {
     const int64_t B = shape_.B, rows = chunk_rows_;
@@ -46,9 +43,16 @@ class Backward {
     for (int i = 0; i < plan_.row_groups; ++i) group_barriers_.emplace_back(new Barrier(plan_.unit_groups, interrupt));
   }
 
-  int threads() const { return plan_.threads(); }
+  void run(const LayerTape<T>& tape) override {
+    tape_ = &tape;
+    chunks_ = split_into_chunks(shape_, time_, tape.steps);
+    run_team(plan_.threads(), [this](int rank) { run_rank(rank); });
+  }
 
-  void run(int rank) {
+ private:
+  static constexpr int64_t kDxRows = 48;
+
+  void run_rank(int rank) {
     const Member me = member(rank);
     begin_rows(me);
     if (plan_.unit_groups > 1) me.barrier->wait(me.index);
@@ -57,25 +61,24 @@ class Backward {
       recur(me, chunks_[i], buffer);
       {
         const Timed timed(me.profile, kLoad);
-        weights_.pack(my_rows(me), chunks_[i], buffer, m_.data());
+        weights_.pack(*tape_, my_rows(me), chunks_[i], buffer, m_.data());
       }
       barrier_.wait(me.rank);
       if (interrupt_.stopped()) return;
       {
         const Timed timed(me.profile, kWeightGradients);
         weights_.add(me.rank, chunks_[i], buffer,
-                     {d_pre(buffer), dh_out_.data() + buffer * layout_.output_padded, d_peepholes(buffer)}, i == 0);
+                     {d_pre(buffer), dh_out_.data() + buffer * layout_.output_padded, d_peepholes(buffer)},
+                     chunks_[i].end == shape_.T);
       }
       if (args_.dx) input_gradients(me, chunks_[i], buffer);
     }
     barrier_.wait(me.rank);
     end_rows(me);
+    if (tape_->steps.begin > 0) return;
     const Timed timed(me.profile, kWeightGradients);
-    weights_.store(me.rank, d_pre(0), chunk_rows_);
+    weights_.store(me.rank, *tape_, d_pre(0), chunk_rows_);
   }
-
- private:
-  static constexpr int64_t kDxRows = 48;
 
   struct Member {
     int rank, index;
@@ -84,15 +87,6 @@ class Backward {
     Range blocks;      // of units
     Profile* profile;  // of rank 0, if one is taken
   };
-
-  static int64_t most_rows(const std::vector<Chunk>& chunks) {
-    int64_t most = 0;
-    for (const Chunk& chunk : chunks) most = std::max(most, chunk.rows());
-    return most;
-  }
-
-  // The first chunk has rows, or none has: it takes steps until it has enough.
-  bool any_rows() const { return !chunks_.empty() && chunks_.front().rows() > 0; }
 
   Member member(int rank) const {
     const int group = rank / plan_.unit_groups, index = rank % plan_.unit_groups;
@@ -119,12 +113,18 @@ class Backward {
   T* d_pre(int64_t buffer_row) const { return d_pre_.data() + buffer_row * layout_.d_pre_stride; }
   T* d_peepholes(int64_t buffer_row) const { return d_peepholes_.data() + buffer_row * 3 * layout_.units; }
 
-  // Held steps beyond a row's end: dy reaches h only where the output repeats it, dcells always reaches c.
+  // This window's held steps beyond a row's end: dy reaches h only where the output repeats it, dcells always reaches c.
   void add_tail(int64_t row) const {
     if (!time_.end) return;
-    const int64_t b = time_.order[row];
-    T* dh = dh_.data() + row * layout_.output_padded;
-    for (int64_t t = shape_.T - 1; t >= time_.end[row]; --t) {
+    Range steps = tape_->steps;
+    if (time_.reverse)
+      steps.end = std::min(steps.end, shape_.T - time_.end[row]);
+    else
+      steps.begin = std::max(steps.begin, time_.end[row]);
+    for (int64_t s = steps.end - 1; s >= steps.begin; --s) {
+      const int64_t t = time_.time(s, shape_.T), b = time_.order[row];
+      if (truncated_after(s)) forget({row, row + 1}, {0, layout_.blocks});
+      T* dh = dh_.data() + row * layout_.output_padded;
       if (args_.dy && time_.repeat)
         for (int64_t i = 0; i < shape_.output(); ++i) dh[i] += args_.dy.row(t, b)[i];
       if (args_.dcells)
@@ -132,15 +132,32 @@ class Backward {
     }
   }
 
+  // Is there no way back from the step that is processed after s?
+  bool truncated_after(int64_t s) const {
+    if (args_.truncate == 0 || s + 1 == shape_.T) return false;
+    return std::max(time_.time(s, shape_.T), time_.time(s + 1, shape_.T)) % args_.truncate == 0;
+  }
+
+  void forget(Range rows, Range blocks) const {
+    const int64_t L = layout_.lanes, begin = blocks.begin * L;
+    const int64_t end = blocks.end == layout_.blocks ? layout_.output_padded : blocks.end * L;
+    for (int64_t row = rows.begin; row < rows.end; ++row) {
+      std::fill_n(dh_.data() + row * layout_.output_padded + begin, end - begin, T(0));
+      for (int64_t block = blocks.begin; block < blocks.end; ++block) std::fill_n(dc_unit(row, block * L), L, T(0));
+    }
+  }
+
   void begin_rows(const Member& me) const {
     const Range mine = my_rows(me);
     for (int64_t row = mine.begin; row < mine.end; ++row) {
-      const int64_t b = time_.order[row], n = shape_.output();
-      T* dh = dh_.data() + row * layout_.output_padded;
-      std::fill_n(dh, layout_.output_padded, T(0));
-      if (args_.dh_n) std::copy_n(args_.dh_n + b * n, n, dh);
-      for (int64_t unit = 0; unit < layout_.units; ++unit)
-        *dc_unit(row, unit) = args_.dc_n && unit < shape_.H ? args_.dc_n[b * shape_.H + unit] : T(0);
+      if (tape_->steps.end == shape_.T) {
+        const int64_t b = time_.order[row], n = shape_.output();
+        T* dh = dh_.data() + row * layout_.output_padded;
+        std::fill_n(dh, layout_.output_padded, T(0));
+        if (args_.dh_n) std::copy_n(args_.dh_n + b * n, n, dh);
+        for (int64_t unit = 0; unit < layout_.units; ++unit)
+          *dc_unit(row, unit) = args_.dc_n && unit < shape_.H ? args_.dc_n[b * shape_.H + unit] : T(0);
+      }
       if (!time_.reverse) add_tail(row);
     }
   }
@@ -152,6 +169,7 @@ class Backward {
                     count = std::max<int64_t>(0, end - me.rows.begin);
       const int64_t parts = (count + plan_.row_block - 1) / plan_.row_block,
                     base = buffer + chunk.offset[std::size_t(s - chunk.first)];
+      if (truncated_after(s)) forget({me.rows.begin, me.rows.begin + count}, me.blocks);
       for (int64_t part = 0; part < parts; ++part) {
         const Range local = share(count, parts, part), rows{me.rows.begin + local.begin, me.rows.begin + local.end};
         cell(me, rows, s, base);
@@ -173,10 +191,11 @@ class Backward {
     k.hidden = shape_.H;
     k.block_begin = me.blocks.begin;
     k.block_end = me.blocks.end;
-    k.saved = tape_.gates.data() + (s * layout_.blocks * B + row) * 4 * L;
+    const int64_t slot = s - tape_->steps.begin;
+    k.saved = tape_->gates.data() + (slot * layout_.blocks * B + row) * 4 * L;
     k.saved_block_stride = B * 4 * L;
-    if (s > 0) k.saved_next = -B * layout_.columns, k.c_next = -B * layout_.units;
-    k.c_prev = tape_.c.data() + s * B * layout_.units + row * L;
+    if (slot > 0) k.saved_next = -B * layout_.columns, k.c_next = -B * layout_.units;
+    k.c_prev = tape_->c.data() + slot * B * layout_.units + row * L;
     k.c = k.c_prev + B * layout_.units;
     k.c_block_stride = B * L;
     k.dcells = args_.dcells.step(t);
@@ -200,7 +219,7 @@ class Backward {
       k.dh_stride = layout_.output_padded;
       k.dy = args_.dy.step(t);
       k.dy_stride = args_.dy.b_stride;
-      if (s > 0) k.dy_next = (time_.time(s - 1, shape_.T) - t) * args_.dy.t_stride;
+      if (slot > 0) k.dy_next = (time_.time(s - 1, shape_.T) - t) * args_.dy.t_stride;
     }
     const Timed timed(me.profile, kCell);
     if (varies()) k.variant = variant(me, rows, base + row, t);
@@ -293,7 +312,7 @@ class Backward {
   // dx = d_pre . W for my part of the chunk's rows.
   void input_gradients(const Member& me, const Chunk& chunk, int64_t buffer) const {
     const Timed timed(me.profile, kProject);
-    const Range mine = share(chunk.rows(), threads(), me.rank);
+    const Range mine = share(chunk.rows(), plan_.threads(), me.rank);
     T* scratch = dx_.data() + me.rank * kDxRows * layout_.input_padded;
     std::size_t step = 0;
     for (int64_t begin = mine.begin; begin < mine.end; begin += kDxRows) {
@@ -318,33 +337,33 @@ class Backward {
   }
 
   void end_rows(const Member& me) const {
-    const Range mine = my_rows(me);
+    const Range mine = my_rows(me), steps = tape_->steps, times = time_.times(steps, shape_.T);
+    const int64_t n = shape_.output(), H = shape_.H;
     for (int64_t row = mine.begin; row < mine.end; ++row) {
-      const int64_t first = time_.first_step(row, shape_.T), b = time_.order[row], n = shape_.output();
-      T* dh = dh_.data() + row * layout_.output_padded;
-      const uint8_t* flag = flags(first, row);
-      if (flag && (*flag & kCut)) {
-        std::fill_n(dh, n, T(0));
-        for (int64_t unit = 0; unit < shape_.H; ++unit) *dc_unit(row, unit) = T(0);
-      }
+      const int64_t first = time_.first_step(row, shape_.T), b = time_.order[row];
+      const uint8_t* flag = first >= steps.begin && first < steps.end ? flags(first, row) : nullptr;
+      if (flag && (*flag & kCut)) forget({row, row + 1}, {0, layout_.blocks});
       if (time_.reverse) add_tail(row);
-      if (args_.dh0) std::copy_n(dh, n, args_.dh0 + b * n);
-      for (int64_t unit = 0; args_.dc0 && unit < shape_.H; ++unit) args_.dc0[b * shape_.H + unit] = *dc_unit(row, unit);
+      if (steps.begin == 0) {
+        if (args_.dh0) std::copy_n(dh_.data() + row * layout_.output_padded, n, args_.dh0 + b * n);
+        for (int64_t unit = 0; args_.dc0 && unit < H; ++unit) args_.dc0[b * H + unit] = *dc_unit(row, unit);
+      }
       if (!args_.dx || args_.add_to_dx || !time_.end) continue;
-      for (int64_t t = time_.end[row]; t < shape_.T; ++t) std::fill_n(args_.dx.row(t, b), shape_.I, T(0));
+      for (int64_t t = std::max(time_.end[row], times.begin); t < times.end; ++t)
+        std::fill_n(args_.dx.row(t, b), shape_.I, T(0));
     }
   }
 
   const Panels<T>& panels_;
   const Layout& layout_;
-  const LayerTape<T>& tape_;
+  const LayerTape<T>* tape_ = nullptr;  // of the window that runs
   const BackwardArgs<T>& args_;
   const Shape& shape_;
   const Timeline& time_;
   Interrupt& interrupt_;
   Plan plan_;
   const typename Panels<T>::Transposed* transposed_;  // null: of a single step
-  std::vector<Chunk> chunks_;
+  std::vector<Chunk> chunks_;                         // of this window
   int64_t chunk_rows_;
   WeightGradients<T> weights_;
   Zoneout<T> zoneout_;
@@ -360,15 +379,14 @@ class Backward {
 }  // namespace
 
 template <class T>
-void layer_backward(const Panels<T>& panels, const LayerTape<T>& tape, const BackwardArgs<T>& args, int threads,
-                    Interrupt& interrupt) {
-  Backward<T> backward(panels, tape, args, threads, interrupt);
-  run_team(backward.threads(), [&](int rank) { backward.run(rank); });
+std::unique_ptr<LayerBackward<T>> backward_pass(const Panels<T>& panels, const BackwardArgs<T>& args, int threads,
+                                                Interrupt& interrupt) {
+  return std::make_unique<Backward<T>>(panels, args, threads, interrupt);
 }
 
-template void layer_backward(const Panels<float>&, const LayerTape<float>&, const BackwardArgs<float>&, int,
-                             Interrupt&);
-template void layer_backward(const Panels<double>&, const LayerTape<double>&, const BackwardArgs<double>&, int,
-                             Interrupt&);
+template std::unique_ptr<LayerBackward<float>> backward_pass(const Panels<float>&, const BackwardArgs<float>&, int,
+                                                             Interrupt&);
+template std::unique_ptr<LayerBackward<double>> backward_pass(const Panels<double>&, const BackwardArgs<double>&, int,
+                                                              Interrupt&);
 
 }  // namespace fastlstm

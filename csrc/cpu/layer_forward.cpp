@@ -1,10 +1,11 @@
 // The forward time loop. Each row group owns a ring of operand rows [x_s | h_{s-1}] and the cell states of its rows; with a
-// tape the "ring" is the tape itself, with a slot for every step.
+// tape the "ring" is the tape itself, with a slot for every step. Slots count from the first step of the window.
 #include <algorithm>
 #include <vector>
 
 #include "layer_loop.h"
 #include "plan.h"
+#include "row_state.h"
 #include "zoneout.h"
 
 namespace fastlstm {
@@ -19,10 +20,12 @@ class Forward : public LayerPass {
         args_(args),
         shape_(args.shape),
         time_(args.timeline),
+        steps_(args.steps),
         tape_(tape),
         interrupt_(interrupt),
         plan_(plan_forward(args.shape, panels.layout, sizeof(T), threads)),
         zoneout_(panels, args.draws, args.timeline, plan_.threads(), plan_.row_block) {
+    if (tape) tape->steps = steps_;
     for (int i = 0; i < plan_.row_groups; ++i) groups_.push_back(make_group(i));
     if (panels.storage == Storage::kInt8) {
       levels_ = Buffer<int16_t>(size_product(plan_.threads(), scratch_rows(), layout_.depth_even));
@@ -73,7 +76,7 @@ class Forward : public LayerPass {
     const int64_t rows = group->rows.size();
     if (tape_) {
       group->capacity = shape_.B;
-      group->slots = shape_.T + 1;
+      group->slots = steps_.size() + 1;
       group->operand = tape_->operands.data();
       group->state = tape_->c.data();
     } else {
@@ -93,6 +96,7 @@ class Forward : public LayerPass {
   }
 
   bool hoisted() const { return plan_.hoisted_steps > 1; }
+  int64_t in_hoist(int64_t s) const { return (s - steps_.begin) % plan_.hoisted_steps; }
   // The most rows of one product.
   int64_t scratch_rows() const { return std::max(plan_.row_block, hoisted() ? plan_.hoisted_steps * shape_.B : 0); }
 
@@ -111,12 +115,12 @@ class Forward : public LayerPass {
   // Row `row` of the operands of step s; the tape holds all rows, a ring only those that run now, from `origin`.
   T* operand(const Group& g, int64_t s, int64_t row, int64_t origin) const {
     const int64_t local = tape_ ? row : row - origin;
-    return g.operand + (s % g.slots * g.capacity + local) * layout_.operand_stride;
+    return g.operand + ((s - steps_.begin) % g.slots * g.capacity + local) * layout_.operand_stride;
   }
   // The cell states before step s, at `row` of the first block.
   T* state(const Group& g, int64_t s, int64_t row, int64_t origin) const {
     const int64_t local = tape_ ? row : row - origin;
-    return g.state + (tape_ ? s * g.capacity * layout_.units : 0) + local * layout_.lanes;
+    return g.state + (tape_ ? (s - steps_.begin) * g.capacity * layout_.units : 0) + local * layout_.lanes;
   }
   const uint8_t* flags(int64_t s, int64_t row) const {
     return time_.flags && s < shape_.T ? time_.flags + s * shape_.B + row : nullptr;
@@ -124,12 +128,12 @@ class Forward : public LayerPass {
 
   void run_rows(Group& g, const Member& me, Range rows) {
     begin_rows(g, me, rows);
-    load_inputs(g, me, rows, 0);
+    load_inputs(g, me, rows, steps_.begin);
     if (plan_.unit_groups > 1) g.barrier.wait(me.index);
-    for (int64_t s = 0; s < shape_.T; ++s) {
-      if (hoisted() && s % plan_.hoisted_steps == 0) project_inputs(g, me, rows, s);
+    for (int64_t s = steps_.begin; s < steps_.end; ++s) {
+      if (hoisted() && in_hoist(s) == 0) project_inputs(g, me, rows, s);
       step(g, me, rows, s);
-      if ((s + 1) % plan_.hoisted_steps == 0) load_inputs(g, me, rows, s + 1);
+      if (in_hoist(s + 1) == 0) load_inputs(g, me, rows, s + 1);
       if (me.leads) interrupt_.worked(rows.size() * me.blocks.size() * 4 * layout_.lanes * layout_.depth);
       if (interrupt_.stopped()) return;
       if (plan_.unit_groups > 1) g.barrier.wait(me.index);
@@ -142,35 +146,35 @@ class Forward : public LayerPass {
     return {rows.begin + mine.begin, rows.begin + mine.end};
   }
 
-  // The initial state goes to the slot of each row's own first step.
+  RowState<T> row_state(const Group& g, int64_t s, int64_t row, int64_t origin) const {
+    return {shape_, layout_, operand(g, s, row, origin) + layout_.h_offset, state(g, s, row, origin),
+            g.capacity * layout_.lanes};
+  }
+
+  // The initial state goes to the slot of each row's own first step; rows that began before go on from there.
   void begin_rows(const Group& g, const Member& me, Range rows) const {
     const Range mine = my_rows(me, rows);
     for (int64_t row = mine.begin; row < mine.end; ++row) {
       const int64_t first = time_.first_step(row, shape_.T), b = time_.order[row];
       const uint8_t* flag = flags(first, row);
       const bool zero_h = !args_.h0 || (flag && (*flag & kCut));
-      T* h = operand(g, first, row, rows.begin) + layout_.h_offset;
-      std::fill(h, h + round_up(shape_.output(), layout_.lanes), T(0));
-      if (!zero_h) std::copy_n(args_.h0 + b * shape_.output(), shape_.output(), h);
-      for_blocks_of(g, first, row, rows.begin, [&](T* c, int64_t unit, int64_t n) {
-        std::fill_n(c, layout_.lanes, T(0));
-        if (args_.c0) std::copy_n(args_.c0 + b * shape_.H + unit, n, c);
-      });
+      if (runs_across(row, steps_.begin))
+        row_state(g, steps_.begin, row, rows.begin).resume(args_.from + row * state_size(shape_, layout_));
+      else if (steps_.begin <= first && first <= steps_.end)
+        row_state(g, first, row, rows.begin)
+            .begin(zero_h ? nullptr : args_.h0 + b * shape_.output(), args_.c0 ? args_.c0 + b * shape_.H : nullptr);
     }
   }
 
-  // function(c, unit, n) for each block of a row's c before step s: its n units from `unit` on lie at c.
-  template <class Function>
-  void for_blocks_of(const Group& g, int64_t s, int64_t row, int64_t origin, Function function) const {
-    T* c = state(g, s, row, origin);
-    for (int64_t unit = 0; unit < shape_.H; unit += layout_.lanes, c += g.capacity * layout_.lanes)
-      function(c, unit, std::min(layout_.lanes, shape_.H - unit));
+  // Does it have steps on both sides of the start of step s?
+  bool runs_across(int64_t row, int64_t s) const {
+    return time_.first_step(row, shape_.T) < s && s < time_.last_step(row, shape_.T);
   }
 
   // x of the steps of the chunk that starts at s.
   void load_inputs(const Group& g, const Member& me, Range rows, int64_t s) const {
     const Timed timed(me.profile, kLoad);
-    const int64_t end = std::min(s + plan_.hoisted_steps, shape_.T);
+    const int64_t end = std::min(s + plan_.hoisted_steps, steps_.end);
     const Range mine = my_rows(me, rows);
     for (; s < end; ++s) {
       const int64_t t = time_.time(s, shape_.T), active = std::min(mine.end, time_.rows(s, shape_.B));
@@ -231,7 +235,7 @@ class Forward : public LayerPass {
 
   // pre = b + x . W of my units for a chunk of steps; the recurrence goes on from there.
   void project_inputs(const Group& g, const Member& me, Range rows, int64_t s) const {
-    const int64_t steps = std::min(plan_.hoisted_steps, shape_.T - s), per_block = 4 * layout_.lanes;
+    const int64_t steps = std::min(plan_.hoisted_steps, steps_.end - s), per_block = 4 * layout_.lanes;
     Product<T> p = input_product(me, steps * g.capacity, operand(g, s, rows.begin, rows.begin));
     p.panel_begin = me.blocks.begin * per_block / layout_.panel;
     p.panel_end = me.blocks.end * per_block / layout_.panel;
@@ -257,7 +261,7 @@ class Forward : public LayerPass {
     T* now = operand(g, s, row, origin);
     k.gates = recurrent_product(me, rows.size(), now, joined() && !hoisted());
     if (hoisted()) {
-      k.gates.start = g.pre.data() + (s % plan_.hoisted_steps * g.capacity + row - origin) * layout_.columns;
+      k.gates.start = g.pre.data() + (in_hoist(s) * g.capacity + row - origin) * layout_.columns;
       k.gates.start_stride = layout_.columns;
       k.gates.start_last = !chained();
     } else if (!joined()) {
@@ -275,7 +279,7 @@ class Forward : public LayerPass {
     k.h_next_stride = layout_.operand_stride;
     if (shape_.P > 0) k.m = g.m.data(), k.m_stride = layout_.units;
     if (tape_) {
-      k.saved = tape_->gates.data() + (s * layout_.blocks * shape_.B + row) * 4 * layout_.lanes;
+      k.saved = tape_->gates.data() + ((s - steps_.begin) * layout_.blocks * shape_.B + row) * 4 * layout_.lanes;
       k.saved_block_stride = shape_.B * 4 * layout_.lanes;
     }
     k.y = args_.y.step(t);
@@ -341,24 +345,30 @@ class Forward : public LayerPass {
       if (keep[i] != 0) after[i] = keep[i] * before[i] + (1 - keep[i]) * after[i];
   }
 
-  // Final states, and the outputs of the steps beyond each row's end, which no kernel has visited.
+  // The states of rows that end here, or go on in the next window.
   void end_rows(const Group& g, const Member& me, Range rows) const {
     const Range mine = my_rows(me, rows);
     for (int64_t row = mine.begin; row < mine.end; ++row) {
       const int64_t last = time_.last_step(row, shape_.T), b = time_.order[row];
-      const T* h = operand(g, last, row, rows.begin) + layout_.h_offset;
-      T* c = args_.c_n + b * shape_.H;
-      for_blocks_of(g, last, row, rows.begin,
-                    [&](const T* block, int64_t unit, int64_t n) { std::copy_n(block, n, c + unit); });
-      std::copy_n(h, shape_.output(), args_.h_n + b * shape_.output());
-      if (!time_.end) continue;
-      const T* h_held = time_.reverse ? (args_.h0 ? args_.h0 + b * shape_.output() : nullptr) : h;
-      const T* c_held = time_.reverse ? (args_.c0 ? args_.c0 + b * shape_.H : nullptr) : c;
-      for (int64_t t = time_.end[row]; t < shape_.T; ++t) {
-        fill(args_.y.row(t, b), time_.repeat ? h_held : nullptr, shape_.output());
-        if (args_.cells) fill(args_.cells.row(t, b), c_held, shape_.H);
-        if (args_.gates) fill(args_.gates.row(t, b), nullptr, 4 * shape_.H);
-      }
+      if (args_.to && runs_across(row, steps_.end))
+        row_state(g, steps_.end, row, rows.begin).leave(args_.to + row * state_size(shape_, layout_));
+      if (!args_.h_n) continue;
+      if (last <= steps_.end && (last > steps_.begin || steps_.begin == 0))
+        row_state(g, last, row, rows.begin).end(args_.h_n + b * shape_.output(), args_.c_n + b * shape_.H);
+      if (time_.end) fill_tail(row);
+    }
+  }
+
+  // The outputs of the steps beyond a row's end, which no kernel has visited.
+  void fill_tail(int64_t row) const {
+    const int64_t b = time_.order[row], n = shape_.output(), H = shape_.H;
+    const T* h_held = time_.reverse ? (args_.h0 ? args_.h0 + b * n : nullptr) : args_.h_n + b * n;
+    const T* c_held = time_.reverse ? (args_.c0 ? args_.c0 + b * H : nullptr) : args_.c_n + b * H;
+    const Range times = time_.times(steps_, shape_.T);
+    for (int64_t t = std::max(time_.end[row], times.begin); t < times.end; ++t) {
+      fill(args_.y.row(t, b), time_.repeat ? h_held : nullptr, n);
+      if (args_.cells) fill(args_.cells.row(t, b), c_held, H);
+      if (args_.gates) fill(args_.gates.row(t, b), nullptr, 4 * H);
     }
   }
 
@@ -374,6 +384,7 @@ class Forward : public LayerPass {
   const ForwardArgs<T>& args_;
   const Shape& shape_;
   const Timeline& time_;
+  const Range steps_;
   LayerTape<T>* tape_;
   Interrupt& interrupt_;
   Plan plan_;

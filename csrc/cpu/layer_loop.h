@@ -12,18 +12,21 @@ namespace fastlstm {
 // What forward leaves for backward. s counts processed steps: s = 0 is the last step in time of a reverse direction.
 template <class T>
 struct LayerTape {
-  LayerTape(const Layout& layout, int64_t T_, int64_t B)
-      : operands(size_product(T_ + 1, B, layout.operand_stride)),
-        c(size_product(T_ + 1, B, layout.units)),
-        gates(size_product(T_, B, layout.columns)) {}
+  LayerTape() = default;
+  // n: the most steps that it is to hold.
+  LayerTape(const Layout& layout, int64_t n, int64_t B)
+      : operands(size_product(n + 1, B, layout.operand_stride)),
+        c(size_product(n + 1, B, layout.units)),
+        gates(size_product(n, B, layout.columns)) {}
 
-  Buffer<T> operands;  // [T+1,B,operand_stride] rows [x_s | h_{s-1}]: exactly what the product saw
-  Buffer<T> c;         // [T+1,blocks,B,lanes] before step s
-  Buffer<T> gates;     // [T,blocks,B,4,lanes] i f g o
+  Range steps;         // that it holds; [0] is the first of them
+  Buffer<T> operands;  // [n+1,B,operand_stride] rows [x_s | h_{s-1}]: exactly what the product saw
+  Buffer<T> c;         // [n+1,blocks,B,lanes] before step s
+  Buffer<T> gates;     // [n,blocks,B,4,lanes] i f g o
   int64_t bytes() const { return operands.bytes() + c.bytes() + gates.bytes(); }
 };
 
-// Fills args.y, h_n, c_n and cells, and the tape where one is given.
+// Fills args.to, y, h_n, c_n and cells, and the tape where one is given.
 template <class T>
 void layer_forward(const Panels<T>& panels, const ForwardArgs<T>& args, LayerTape<T>* tape, int threads,
                    Interrupt& interrupt);
@@ -40,9 +43,19 @@ template <class T>
 std::unique_ptr<LayerPass> forward_pass(const Panels<T>& panels, const ForwardArgs<T>& args, int threads,
                                         Interrupt& interrupt);
 
-// Never writes the tape.
+// A layer's backward, a tape after the other, from that of the last window to that of the first.
 template <class T>
-void layer_backward(const Panels<T>& panels, const LayerTape<T>& tape, const BackwardArgs<T>& args, int threads,
-                    Interrupt& interrupt);
+class LayerBackward {
+ public:
+  virtual ~LayerBackward() = default;
+  // Of args.dy, dcells and dx only this window's steps are read and written, and dy and dx may be others each time. Never
+  // writes the tape.
+  virtual void run(const LayerTape<T>& tape) = 0;
+};
+
+// panels and args must outlive the pass.
+template <class T>
+std::unique_ptr<LayerBackward<T>> backward_pass(const Panels<T>& panels, const BackwardArgs<T>& args, int threads,
+                                                Interrupt& interrupt);
 
 }  // namespace fastlstm

@@ -1,8 +1,10 @@
 #include "network.h"
 
 #include <algorithm>
+#include <cmath>
 
 #include "plan.h"
+#include "row_state.h"
 
 namespace fastlstm {
 namespace {
@@ -33,26 +35,139 @@ T* state_of(T* states, int64_t index, int64_t B, int64_t n) {
   return states ? states + index * B * n : nullptr;
 }
 
-// y of a layer, or the gradient of it, times the mask and 1 / (1 - p).
+// The window's part of a whole array: where only that part exists, what lies before it is never touched.
 template <class T>
-void apply_dropout(const Dropout& dropout, Sequence<T> y, int64_t T_, int64_t B, int64_t layer, int64_t directions,
+Sequence<T> starting_at(Sequence<T> s, int64_t t) {
+  s.data -= t * s.t_stride;
+  return s;
+}
+
+// y of a layer in one direction, or the gradient of it, times the mask and 1 / (1 - p). y [*,B,n] at these times.
+template <class T>
+void apply_dropout(const Dropout& dropout, Sequence<T> y, Range times, int64_t B, int64_t layer, int64_t direction,
                    int64_t n, int threads) {
   const uint64_t threshold = dropout.threshold();
   constexpr int64_t kWorthSharing = 64 * 1024;
-  threads = T_ * B * directions * n < kWorthSharing ? 1 : int(std::min<int64_t>(threads, T_));
+  threads = times.size() * B * n < kWorthSharing ? 1 : int(std::min<int64_t>(threads, times.size()));
   const T scale = dropout.p < 1 ? T(1) / T(1 - dropout.p) : T(0);
   run_team(threads, [&](int rank) {
-    const Range steps = share(T_, threads, rank);
-    for (int64_t t = steps.begin; t < steps.end; ++t)
+    const Range mine = share(times.size(), threads, rank);
+    for (int64_t t = times.begin + mine.begin; t < times.begin + mine.end; ++t)
       for (int64_t b = 0; b < B; ++b)
-        for (int64_t d = 0; d < directions; ++d)
-          for (int64_t unit = 0; unit < n; unit += 4) {
-            const Philox random = dropout.words(layer, d, t, b, unit / 4);
-            T* at = y.row(t, b) + d * n + unit;
-            for (int64_t i = 0; i < 4 && unit + i < n; ++i) at[i] = random.word[i] >= threshold ? at[i] * scale : T(0);
-          }
+        for (int64_t unit = 0; unit < n; unit += 4) {
+          const Philox random = dropout.words(layer, direction, t, b, unit / 4);
+          T* at = y.row(t, b) + unit;
+          for (int64_t i = 0; i < 4 && unit + i < n; ++i) at[i] = random.word[i] >= threshold ? at[i] * scale : T(0);
+        }
   });
 }
+
+// Layers that run a window together: all of them in one direction, so that y between them need not be there as a whole;
+// else each alone, since a direction needs the other's whole y of the layer below.
+std::vector<Range> stages(int64_t layers, int64_t directions) {
+  if (directions == 1) return {{0, layers}};
+  std::vector<Range> each;
+  for (int64_t layer = 0; layer < layers; ++layer) each.push_back({layer, layer + 1});
+  return each;
+}
+
+int64_t most_steps(const std::vector<Range>& segments) {
+  int64_t most = 0;
+  for (const Range& segment : segments) most = std::max(most, segment.size());
+  return most;
+}
+
+// One segment of a stage in one direction.
+template <class T>
+struct StageWindow {
+  Range layers;
+  int64_t direction;
+  std::size_t segment;
+  Range steps;
+  bool last;                      // no segment follows, or the one that does knows its state
+  Sequence<const T> x = {};       // of the first layer [T,B,I]
+  Sequence<T> inner = {};         // y of the layers before the last one, all in one place
+  Sequence<T> y = {};             // of the last; null: not wanted
+  T* unwanted = nullptr;          // [B,output] for y that is not wanted
+  LayerTape<T>* tapes = nullptr;  // of the layers; null: nothing is kept
+};
+
+template <class T>
+void stage_forward(const Network<T>& network, const NetworkForward<T>& args, const Timelines& timelines,
+                   const NetworkTape<T>& tape, const StageWindow<T>& window, int threads, Interrupt& interrupt) {
+  const int64_t L = network.layers(), D = network.directions(), n = network.shape(0).output(), H = network.shape(0).H;
+  const int64_t d = window.direction, B = args.B;
+  for (int64_t layer = window.layers.begin; layer < window.layers.end; ++layer) {
+    const bool first = layer == window.layers.begin, last = layer == window.layers.end - 1;
+    const int64_t index = layer * D + d;
+    const Sequence<T> y = columns_from(last ? window.y : window.inner, d * n);
+    ForwardArgs<T> one;
+    one.shape = network.shape(layer);
+    one.shape.T = args.T_;
+    one.shape.B = B;
+    one.timeline = timelines.direction(d);
+    one.steps = window.steps;
+    one.x = first ? window.x : read_only(window.inner);
+    one.h0 = state_of(args.h0, index, B, n);
+    one.c0 = state_of(args.c0, index, B, H);
+    if (window.segment > 0) one.from = tape.checkpoint(network, index, window.segment);
+    if (!window.last) one.to = tape.checkpoint(network, index, window.segment + 1);
+    one.y = y ? y : Sequence<T>{window.unwanted, 0, n};
+    one.h_n = state_of(args.h_n, index, B, n);
+    one.c_n = state_of(args.c_n, index, B, H);
+    if (layer == L - 1) one.cells = columns_from(args.cells, d * H), one.gates = columns_from(args.gates, d * 4 * H);
+    one.draws = tape.draws(layer, d);
+    layer_forward(network.panels(layer, d), one, window.tapes ? window.tapes + (layer - window.layers.begin) : nullptr,
+                  threads, interrupt);
+    if (interrupt.stopped()) return;
+    if (y && layer < L - 1 && tape.dropout.p > 0)
+      apply_dropout(tape.dropout, y, one.timeline.times(window.steps, args.T_), B, layer, d, n, threads);
+  }
+}
+
+// Runs segments of one stage of a tape again, each into the same room.
+template <class T>
+class Recomputation {
+ public:
+  Recomputation(const Network<T>& network, const NetworkTape<T>& tape, std::size_t stage, Range layers, int threads,
+                Interrupt& interrupt)
+      : network_(network), tape_(tape), stage_(stage), layers_(layers), threads_(threads), interrupt_(interrupt) {
+    int64_t steps = 0;
+    for (const auto& segments : tape.segments)
+      if (segments.size() > 1) steps = std::max(steps, most_steps(segments));
+    if (steps == 0) return;
+    const int64_t n = network.shape(0).output();
+    unwanted_ = Buffer<T>(size_product(tape.B, n));
+    if (layers.size() > 1) inner_ = Between<T>(steps, tape.B, n);
+    for (int64_t layer = layers.begin; layer < layers.end; ++layer)
+      tapes_.emplace_back(network.panels(layer, 0).layout, steps, tape.B);
+  }
+
+  // The tapes of the layers over this segment.
+  const LayerTape<T>* run(int64_t direction, std::size_t segment) {
+    const int64_t I = network_.shape(layers_.begin).I, B = tape_.B;
+    const NetworkForward<T> args{tape_.T_, B,  {},   tape_.h0.data(), tape_.c0.data(), {}, nullptr, nullptr,
+                                 {},       {}, false};
+    StageWindow<T> window{layers_, direction, segment, tape_.segments[direction][segment], true};
+    window.x = {tape_.inputs[stage_].data(), B * I, I};
+    if (inner_.sequence) window.inner = starting_at(inner_.sequence, window.steps.begin);
+    window.unwanted = unwanted_.data();
+    window.tapes = tapes_.data();
+    stage_forward(network_, args, *tape_.timelines, tape_, window, threads_, interrupt_);
+    return tapes_.data();
+  }
+
+ private:
+  const Network<T>& network_;
+  const NetworkTape<T>& tape_;
+  const std::size_t stage_;
+  const Range layers_;
+  const int threads_;
+  Interrupt& interrupt_;
+  Buffer<T> unwanted_;
+  Between<T> inner_;
+  std::vector<LayerTape<T>> tapes_;
+};
 
 }  // namespace
 
@@ -75,82 +190,176 @@ int64_t Network<T>::bytes() const {
 }
 
 template <class T>
-int64_t NetworkTape<T>::bytes() const {
-  int64_t total = 0;
-  for (const auto& layer : layers) total += layer.bytes();
-  return total;
-}
-
-template <class T>
-void network_forward(const Network<T>& network, const NetworkForward<T>& args, const Timelines& timelines,
-                     NetworkTape<T>* tape, int threads, Interrupt& interrupt) {
-  const int64_t L = network.layers(), D = network.directions(), n = network.shape(0).output(), H = network.shape(0).H;
-  // A layer of one direction reads x of a step before it writes y of it, so all layers may share y.
-  const bool in_place = D == 1 && args.y_is_new;
-  Between<T> between[2];
-  for (int64_t i = 0; i < std::min<int64_t>(L - 1, 2) && !in_place; ++i)
-    between[i] = Between<T>(args.T_, args.B, D * n);
-  const auto output = [&](int64_t layer) { return in_place || layer == L - 1 ? args.y : between[layer % 2].sequence; };
-  for (int64_t layer = 0; layer < L; ++layer) {
-    const bool last = layer == L - 1;
-    const Sequence<const T> x = layer == 0 ? args.x : read_only(output(layer - 1));
-    const Sequence<T> y = output(layer);
-    for (int64_t d = 0; d < D; ++d) {
-      const int64_t index = layer * D + d;
-      ForwardArgs<T> one;
-      one.shape = network.shape(layer);
-      one.shape.T = args.T_;
-      one.shape.B = args.B;
-      one.timeline = timelines.direction(d);
-      one.x = x;
-      one.h0 = state_of(args.h0, index, args.B, n);
-      one.c0 = state_of(args.c0, index, args.B, H);
-      one.y = columns_from(y, d * n);
-      one.h_n = state_of(args.h_n, index, args.B, n);
-      one.c_n = state_of(args.c_n, index, args.B, H);
-      if (last) one.cells = columns_from(args.cells, d * H), one.gates = columns_from(args.gates, d * 4 * H);
-      if (tape) one.draws = {true, tape->dropout.seed, tape->dropout.call, layer, d};
-      layer_forward(network.panels(layer, d), one, tape ? &tape->layers[std::size_t(index)] : nullptr, threads,
-                    interrupt);
-      if (interrupt.stopped()) return;
-    }
-    if (tape && !last && tape->dropout.p > 0) apply_dropout(tape->dropout, y, args.T_, args.B, layer, D, n, threads);
+void NetworkTape<T>::split(const Network<T>& network, const Timelines& walks, int64_t every) {
+  if (every == kAutomatic) every = int64_t(std::ceil(std::sqrt(double(T_))));
+  for (int64_t i = 0; i < network.layers() * network.directions(); ++i) {
+    const int64_t d = i % network.directions();
+    Shape shape = network.shape(0);
+    shape.T = T_, shape.B = B;
+    if (i == d) segments[d] = split_into_segments(shape, walks.direction(d), every);
+    const int64_t between = int64_t(segments[d].size()) - 1;
+    checkpoints.emplace_back();
+    if (between > 0)
+      checkpoints.back() = Buffer<T>(size_product(between, B, state_size(shape, network.panels(0, 0).layout)));
   }
 }
 
 template <class T>
+void NetworkTape<T>::allocate(const Network<T>& network, int64_t every, bool with_h0, bool with_c0) {
+  training = true;
+  split(network, *timelines, every);
+  const int64_t L = network.layers(), D = network.directions();
+  for (int64_t i = 0; i < L * D; ++i)
+    if (segments[i % D].size() == 1)
+      layers.emplace_back(network.panels(i / D, i % D).layout, T_, B);
+    else
+      layers.emplace_back();
+  if (segments[0].size() <= 1 && segments[1].size() <= 1) return;
+  for (const Range& stage : stages(L, D)) inputs.emplace_back(size_product(T_, B, network.shape(stage.begin).I));
+  if (with_h0) h0 = Buffer<T>(size_product(L * D, B, network.shape(0).output()));
+  if (with_c0) c0 = Buffer<T>(size_product(L * D, B, network.shape(0).H));
+}
+
+template <class T>
+T* NetworkTape<T>::checkpoint(const Network<T>& network, int64_t index, std::size_t segment) const {
+  const int64_t size = B * state_size(network.shape(0), network.panels(0, 0).layout);
+  return checkpoints[std::size_t(index)].data() + int64_t(segment - 1) * size;
+}
+
+template <class T>
+int64_t NetworkTape<T>::bytes() const {
+  int64_t total = h0.bytes() + c0.bytes();
+  for (const auto& layer : layers) total += layer.bytes();
+  for (const auto& states : checkpoints) total += states.bytes();
+  for (const auto& input : inputs) total += input.bytes();
+  return total;
+}
+
+namespace {
+
+// What the caller may change before backward.
+template <class T>
+void keep_arguments(const Network<T>& network, const NetworkForward<T>& args, const NetworkTape<T>& tape) {
+  if (!tape.runs_again()) return;
+  const int64_t I = network.shape(0).I;
+  T* to = tape.inputs[0].data();
+  for (int64_t t = 0; t < args.T_; ++t)
+    for (int64_t b = 0; b < args.B; ++b, to += I) std::copy_n(args.x.row(t, b), I, to);
+  if (tape.h0) std::copy_n(args.h0, tape.h0.size(), tape.h0.data());
+  if (tape.c0) std::copy_n(args.c0, tape.c0.size(), tape.c0.data());
+}
+
+}  // namespace
+
+template <class T>
+void network_forward(const Network<T>& network, const NetworkForward<T>& args, const Timelines& timelines,
+                     NetworkTape<T>* tape, int threads, Interrupt& interrupt) {
+  const int64_t L = network.layers(), D = network.directions(), n = network.shape(0).output();
+  NetworkTape<T> states;  // in inference: segments and checkpoints alone, so that y between layers is of a segment, too
+  states.T_ = args.T_, states.B = args.B;
+  if (!tape) states.split(network, timelines, D == 1 && L > 1 && !args.y ? kAutomatic : 0);
+  const NetworkTape<T>& kept = tape ? *tape : states;
+  // A layer of one direction reads x of a step before it writes y of it, so all layers may share y.
+  const bool in_place = D == 1 && args.y && args.y_is_new;
+  const bool runs_again = tape && tape->runs_again();
+  Between<T> between[2];
+  for (int64_t i = 0; i < std::min<int64_t>(L - 1, D) && !in_place && !(D == 2 && runs_again); ++i)
+    between[i] = Between<T>(D == 1 ? most_steps(kept.segments[0]) : args.T_, args.B, D * n);
+  Buffer<T> unwanted;
+  if (!args.y) unwanted = Buffer<T>(size_product(args.B, n));
+  keep_arguments(network, args, kept);
+
+  Sequence<const T> x = args.x;
+  std::size_t stage = 0;
+  for (const Range layers : stages(L, D)) {
+    Sequence<T> y = args.y;
+    if (layers.end < L) y = between[stage % 2].sequence;
+    if (layers.end < L && runs_again) y = {tape->inputs[stage + 1].data(), args.B * D * n, D * n};
+    for (int64_t d = 0; d < D; ++d)
+      for (std::size_t i = 0; i < kept.segments[d].size(); ++i) {
+        const Range steps = kept.segments[d][i];
+        StageWindow<T> window{layers, d, i, steps, i + 1 == kept.segments[d].size(), x, args.y, y, unwanted.data()};
+        if (!in_place && layers.size() > 1) window.inner = starting_at(between[0].sequence, steps.begin);
+        if (tape && kept.segments[d].size() == 1) window.tapes = &tape->layers[std::size_t(layers.begin * D + d)];
+        stage_forward(network, args, timelines, kept, window, threads, interrupt);
+        if (interrupt.stopped()) return;
+      }
+    x = read_only(y);
+    ++stage;
+  }
+}
+
+namespace {
+
+// The backward of one layer in one direction.
+template <class T>
+struct Pass {
+  BackwardArgs<T> args;
+  std::unique_ptr<LayerBackward<T>> backward;
+};
+
+template <class T>
+BackwardArgs<T> backward_args(const Network<T>& network, const NetworkTape<T>& tape, const NetworkBackward<T>& args,
+                              int64_t layer, int64_t d) {
+  const int64_t D = network.directions(), n = network.shape(0).output(), H = network.shape(0).H;
+  const int64_t index = layer * D + d;
+  const auto& weights = args.weights[std::size_t(index)];
+  BackwardArgs<T> one;
+  one.shape = network.shape(layer);
+  one.shape.T = tape.T_;
+  one.shape.B = tape.B;
+  one.timeline = tape.timelines->direction(d);
+  one.truncate = args.truncate;
+  one.dh_n = state_of(args.dh_n, index, tape.B, n);
+  one.dc_n = state_of(args.dc_n, index, tape.B, H);
+  if (layer == network.layers() - 1)
+    one.dcells = columns_from(args.dcells, d * H), one.dgates = columns_from(args.dgates, d * 4 * H);
+  one.draws = tape.draws(layer, d);
+  one.add_to_dx = d > 0;
+  one.dh0 = state_of(args.dh0, index, tape.B, n);
+  one.dc0 = state_of(args.dc0, index, tape.B, H);
+  one.dw_x = weights.w_x, one.dw_h = weights.w_h, one.db = weights.b, one.dw_p = weights.w_p;
+  one.d_peephole = weights.peephole;
+  return one;
+}
+
+}  // namespace
+
+template <class T>
 void network_backward(const Network<T>& network, const NetworkTape<T>& tape, const NetworkBackward<T>& args,
                       int threads, Interrupt& interrupt) {
-  const int64_t L = network.layers(), D = network.directions(), n = network.shape(0).output(), H = network.shape(0).H;
+  const int64_t L = network.layers(), D = network.directions(), n = network.shape(0).output();
   Between<T> between[2];
-  for (int64_t i = 0; i < std::min<int64_t>(L - 1, 2); ++i) between[i] = Between<T>(tape.T_, tape.B, D * n);
-  for (int64_t layer = L - 1; layer >= 0; --layer) {
-    const bool last = layer == L - 1;
-    const Sequence<const T> dy = last ? args.dy : read_only(between[layer % 2].sequence);
-    const Sequence<T> dx = layer == 0 ? args.dx : between[(layer - 1) % 2].sequence;
+  for (int64_t i = 0; i < std::min<int64_t>(L - 1, 2); ++i)
+    between[i] = Between<T>(D == 1 ? most_steps(tape.segments[0]) : tape.T_, tape.B, D * n);
+  const std::vector<Range> all = stages(L, D);
+  for (std::size_t stage = all.size(); stage-- > 0;) {
+    const Range layers = all[stage];
+    Recomputation<T> again(network, tape, stage, layers, threads, interrupt);
     for (int64_t d = 0; d < D; ++d) {
-      const int64_t index = layer * D + d;
-      const auto& weights = args.weights[std::size_t(index)];
-      BackwardArgs<T> one;
-      one.shape = network.shape(layer);
-      one.shape.T = tape.T_;
-      one.shape.B = tape.B;
-      one.timeline = tape.timelines->direction(d);
-      one.dy = columns_from(dy, d * n);
-      one.dh_n = state_of(args.dh_n, index, tape.B, n);
-      one.dc_n = state_of(args.dc_n, index, tape.B, H);
-      if (last) one.dcells = columns_from(args.dcells, d * H), one.dgates = columns_from(args.dgates, d * 4 * H);
-      one.draws = {true, tape.dropout.seed, tape.dropout.call, layer, d};
-      one.dx = dx;
-      one.add_to_dx = d > 0;
-      one.dh0 = state_of(args.dh0, index, tape.B, n);
-      one.dc0 = state_of(args.dc0, index, tape.B, H);
-      one.dw_x = weights.w_x, one.dw_h = weights.w_h, one.db = weights.b, one.dw_p = weights.w_p;
-      one.d_peephole = weights.peephole;
-      layer_backward(network.panels(layer, d), tape.layers[std::size_t(index)], one, threads, interrupt);
-      if (interrupt.stopped()) return;
+      std::vector<Pass<T>> passes(std::size_t(layers.size()));
+      const std::vector<Range>& segments = tape.segments[d];
+      for (std::size_t i = segments.size(); i-- > 0;) {
+        const bool whole = segments.size() == 1;
+        const LayerTape<T>* tapes = whole ? &tape.layers[std::size_t(layers.begin * D + d)] : again.run(d, i);
+        for (int64_t layer = layers.end - 1; layer >= layers.begin && !interrupt.stopped(); --layer) {
+          const auto part = [&](int64_t below) {  // of the gradient of y of the layer `below`
+            return starting_at(between[below % 2].sequence, D == 1 ? segments[i].begin : 0);
+          };
+          Pass<T>& pass = passes[std::size_t(layer - layers.begin)];
+          if (!pass.backward) pass.args = backward_args(network, tape, args, layer, d);
+          pass.args.dy = columns_from(layer == L - 1 ? args.dy : read_only(part(layer)), d * n);
+          pass.args.dx = layer == 0 ? args.dx : part(layer - 1);
+          if (layer < L - 1 && tape.dropout.p > 0)
+            apply_dropout(tape.dropout, columns_from(part(layer), d * n),
+                          pass.args.timeline.times(segments[i], tape.T_), tape.B, layer, d, n, threads);
+          if (!pass.backward) pass.backward = backward_pass(network.panels(layer, d), pass.args, threads, interrupt);
+          pass.backward->run(tapes[layer - layers.begin]);
+          if (i == 0) pass.backward.reset();  // its memory is warm for the next layer
+        }
+        if (interrupt.stopped()) return;
+      }
     }
-    if (layer > 0 && tape.dropout.p > 0) apply_dropout(tape.dropout, dx, tape.T_, tape.B, layer - 1, D, n, threads);
   }
 }
 

@@ -32,22 +32,41 @@ class Network {
   std::vector<std::unique_ptr<Panels<T>>> panels_;
 };
 
+constexpr int64_t kAutomatic = -1;
+
+// What forward keeps for backward: every step, or the states between segments of steps and what it takes to run a segment again.
 template <class T>
 struct NetworkTape {
-  std::vector<LayerTape<T>> layers;  // directions inner
   std::unique_ptr<Timelines> timelines;
   Dropout dropout;
   int64_t T_ = 0, B = 0;
+  bool training = false;  // else only segments and checkpoints are here
+
+  std::vector<Range> segments[2];      // by direction, first one first
+  std::vector<LayerTape<T>> layers;    // directions inner; empty where there are several segments
+  std::vector<Buffer<T>> checkpoints;  // directions inner: [segments - 1,B,state] before each segment but the first
+  std::vector<Buffer<T>> inputs;       // of each stage, where one is run again: [T,B,I]
+  Buffer<T> h0, c0;                    // then, where they are not zero: the initial states
+
+  // Room for all of it. every: the fewest steps of a segment, 0 for one segment, kAutomatic for sqrt(T).
+  void allocate(const Network<T>& network, int64_t every, bool with_h0, bool with_c0);
+  // Of that, segments and checkpoints.
+  void split(const Network<T>& network, const Timelines& walks, int64_t every);
+  Draws draws(int64_t layer, int64_t direction) const {
+    return {training, dropout.seed, dropout.call, dropout.first_step, layer, direction};
+  }
+  bool runs_again() const { return !inputs.empty(); }
+  T* checkpoint(const Network<T>& network, int64_t index, std::size_t segment) const;  // [B,state] before the segment
   int64_t bytes() const;
 };
 
 template <class T>
 struct NetworkForward {
   int64_t T_, B;
-  Sequence<const T> x;  // [T,B,I]
-  const T *h0, *c0;     // [L*D,B,output], [L*D,B,H]; null: zero
-  Sequence<T> y;        // [T,B,D*output]
-  T *h_n, *c_n;
+  Sequence<const T> x;    // [T,B,I]
+  const T *h0, *c0;       // [L*D,B,output], [L*D,B,H]; null: zero
+  Sequence<T> y;          // [T,B,D*output]; null: not wanted
+  T *h_n, *c_n;           // both null where a segment runs again
   Sequence<T> cells;      // [T,B,D*H] of the last layer; null: not wanted
   Sequence<T> gates;      // [T,B,D*4H] of the last layer; null: not wanted
   bool y_is_new = false;  // nobody would see what is left in y if memory ends
@@ -59,6 +78,7 @@ struct NetworkBackward {
   const T *dh_n, *dc_n;                  // null: zero
   Sequence<T> dx;                        // null: not wanted
   T *dh0, *dc0;
+  int64_t truncate = 0;  // as BackwardArgs
   struct Weights {
     T *w_x, *w_h, *b, *w_p, *peephole;  // as BackwardArgs
   };

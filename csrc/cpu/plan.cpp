@@ -75,20 +75,55 @@ Plan plan_backward(const Shape& shape, const Layout& layout, int64_t element_byt
   return plan;
 }
 
-std::vector<Chunk> split_into_chunks(const Shape& shape, const Timeline& timeline) {
+namespace {
+
+struct ChunkSize {
+  int64_t first, rows;
+};
+
+// Of the chunk that ends with the step before `end`.
+ChunkSize chunk_before(const Shape& shape, const Timeline& timeline, int64_t end) {
   // Enough rows to pay for adding a tile to dW, few enough for the second-level cache.
   const int64_t limit = shape.H <= 128 ? 256 : shape.H <= 256 ? 384 : 512;
+  int64_t first = end, rows = 0;
+  while (first > 0 && (first == end || rows + timeline.rows(first - 1, shape.B) <= limit))
+    rows += timeline.rows(--first, shape.B);
+  return {first, rows};
+}
+
+}  // namespace
+
+std::vector<Chunk> split_into_chunks(const Shape& shape, const Timeline& timeline, Range steps) {
   std::vector<Chunk> chunks;
-  for (int64_t end = shape.T; end > 0;) {
-    int64_t first = end, rows = 0;
-    while (first > 0 && (first == end || rows + timeline.rows(first - 1, shape.B) <= limit))
-      rows += timeline.rows(--first, shape.B);
-    Chunk chunk{first, end, {0}};
-    for (int64_t s = first; s < end; ++s) chunk.offset.push_back(chunk.offset.back() + timeline.rows(s, shape.B));
+  for (int64_t end = steps.end; end > steps.begin;) {
+    Chunk chunk{chunk_before(shape, timeline, end).first, end, {0}};
+    for (int64_t s = chunk.first; s < end; ++s) chunk.offset.push_back(chunk.offset.back() + timeline.rows(s, shape.B));
+    end = chunk.first;
     chunks.push_back(std::move(chunk));
-    end = first;
   }
   return chunks;
+}
+
+int64_t most_rows_of_chunks(const Shape& shape, const Timeline& timeline) {
+  int64_t most = 0;
+  for (int64_t end = shape.T; end > 0;) {
+    const ChunkSize chunk = chunk_before(shape, timeline, end);
+    most = std::max(most, chunk.rows);
+    end = chunk.first;
+  }
+  return most;
+}
+
+std::vector<Range> split_into_segments(const Shape& shape, const Timeline& timeline, int64_t every) {
+  if (every == 0 || shape.T == 0) return {{0, shape.T}};
+  std::vector<Range> segments;
+  for (int64_t end = shape.T; end > 0; end = segments.back().begin) {
+    int64_t begin = end;
+    while (begin > 0 && end - begin < every) begin = chunk_before(shape, timeline, begin).first;
+    segments.push_back({begin, end});
+  }
+  std::reverse(segments.begin(), segments.end());
+  return segments;
 }
 
 Range rows_of_group(const Shape& shape, const Timeline& timeline, int groups, int group) {

@@ -9,11 +9,6 @@
 
 namespace fastlstm {
 
-struct Range {
-  int64_t begin = 0, end = 0;
-  int64_t size() const { return end - begin; }
-};
-
 // Part `part` of `parts` nearly equal parts of 0 .. n, cut at multiples of `grain`.
 Range share(int64_t n, int64_t parts, int64_t part, int64_t grain = 1);
 
@@ -56,8 +51,13 @@ struct Chunk {
   int64_t rows() const { return offset.back(); }
 };
 
-// The chunks of backward, last one first. They depend on the shape only, never on the threads: they are the order in which
-// dW and db are summed.
-std::vector<Chunk> split_into_chunks(const Shape& shape, const Timeline& timeline);
+// The chunks of backward in these steps, last one first. They depend on the shape only, never on the threads: they are the
+// order in which dW and db are summed. steps: all, or those of some segments.
+std::vector<Chunk> split_into_chunks(const Shape& shape, const Timeline& timeline, Range steps);
+int64_t most_rows_of_chunks(const Shape& shape, const Timeline& timeline);
+
+// Segments of at least `every` steps (the first one may have fewer), first one first: whole chunks, so that they change no
+// sum. One segment if `every` is 0, or there are no steps.
+std::vector<Range> split_into_segments(const Shape& shape, const Timeline& timeline, int64_t every);
 
 }  // namespace fastlstm

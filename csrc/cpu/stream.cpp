@@ -25,6 +25,7 @@ Stream<T>::Stream(std::shared_ptr<const Network<T>> network, int64_t B, int thre
     args.shape.T = 1;
     args.shape.B = B;
     args.timeline = step_timeline_.direction(0);
+    args.steps = {0, 1};
     args.h0 = args.h_n = h_.data() + int64_t(layer) * B * n;
     args.c0 = args.c_n = c_.data() + int64_t(layer) * B * H;
     if (layer > 0) args.x = {between(layer - 1), B * n, n};

@@ -5,11 +5,10 @@
 namespace fastlstm {
 
 template <class T>
-WeightGradients<T>::WeightGradients(const Panels<T>& panels, const LayerTape<T>& tape, const BackwardArgs<T>& args,
-                                    const Plan& plan, int64_t chunk_rows, bool any_rows)
+WeightGradients<T>::WeightGradients(const Panels<T>& panels, const BackwardArgs<T>& args, const Plan& plan,
+                                    int64_t chunk_rows, bool any_rows)
     : panels_(panels),
       layout_(panels.layout),
-      tape_(tape),
       args_(args),
       shape_(args.shape),
       threads_(plan.threads()),
@@ -32,14 +31,14 @@ WeightGradients<T>::WeightGradients(const Panels<T>& panels, const LayerTape<T>&
 }
 
 template <class T>
-void WeightGradients<T>::pack(Range rows, const Chunk& chunk, int64_t buffer, const T* m) {
+void WeightGradients<T>::pack(const LayerTape<T>& tape, Range rows, const Chunk& chunk, int64_t buffer, const T* m) {
   if (!args_.dw_x || single_step_) return;
   const int64_t depth = layout_.depth, tile = panels_.kernels.tile_rows, B = shape_.B;
   for (int64_t s = chunk.first; s < chunk.end; ++s) {
     const int64_t base = chunk.offset[std::size_t(s - chunk.first)] + rows.begin;
     const int64_t count = std::min(rows.end, args_.timeline.rows(s, B)) - rows.begin;
     panels_.kernels.pack_columns(
-        tape_.operands.data() + (s * B + rows.begin) * layout_.operand_stride + layout_.x_offset,
+        tape.operands.data() + ((s - tape.steps.begin) * B + rows.begin) * layout_.operand_stride + layout_.x_offset,
         layout_.operand_stride, count, depth, operands_.data() + buffer * round_up(depth, tile) + base * tile,
         chunk.rows());
     if (shape_.P > 0)
@@ -96,10 +95,10 @@ void WeightGradients<T>::add_peepholes(int thread, int64_t rows, const T* d_peep
 }
 
 template <class T>
-void WeightGradients<T>::store(int thread, const T* d_pre, int64_t rows) const {
+void WeightGradients<T>::store(int thread, const LayerTape<T>& tape, const T* d_pre, int64_t rows) const {
   if (!args_.dw_x) return;
   if (single_step_)
-    store_single_step(thread, d_pre, rows);
+    store_single_step(thread, tape, d_pre, rows);
   else
     store_sums(thread);
 }
@@ -127,7 +126,7 @@ void WeightGradients<T>::store_sums(int thread) const {
 
 // The rows of a single step are few enough to go to the shapes of the weights at once.
 template <class T>
-void WeightGradients<T>::store_single_step(int thread, const T* d_pre, int64_t rows) const {
+void WeightGradients<T>::store_single_step(int thread, const LayerTape<T>& tape, const T* d_pre, int64_t rows) const {
   const int64_t H = shape_.H, L = layout_.lanes, n = shape_.output();
   const Range blocks = share(layout_.blocks, threads_, thread);
   for (int64_t block = blocks.begin; block < blocks.end; ++block)
@@ -139,11 +138,11 @@ void WeightGradients<T>::store_single_step(int thread, const T* d_pre, int64_t r
       outer.b = d_pre + (block * 4 + gate) * L;
       outer.b_stride = layout_.d_pre_stride;
       outer.columns_b = std::min(L, H - block * L);
-      outer.a = tape_.operands.data() + layout_.x_offset;
+      outer.a = tape.operands.data() + layout_.x_offset;
       outer.columns_a = shape_.I;
       outer.to = args_.dw_x + row * shape_.I;
       panels_.kernels.outer_rows(outer);
-      outer.a = tape_.operands.data() + layout_.h_offset;
+      outer.a = tape.operands.data() + layout_.h_offset;
       outer.columns_a = n;
       outer.to = args_.dw_h + row * n;
       panels_.kernels.outer_rows(outer);

@@ -10,11 +10,12 @@ template <class T>
 class WeightGradients {
  public:
   // any_rows: the first chunk has some, or none has. Without args.dw_x nothing here does anything.
-  WeightGradients(const Panels<T>& panels, const LayerTape<T>& tape, const BackwardArgs<T>& args, const Plan& plan,
-                  int64_t chunk_rows, bool any_rows);
+  WeightGradients(const Panels<T>& panels, const BackwardArgs<T>& args, const Plan& plan, int64_t chunk_rows,
+                  bool any_rows);
 
   // Some rows of [x | h_{s-1}], and of m where there is a projection, as outer_sum reads them. buffer: a chunk's first row.
-  void pack(Range rows, const Chunk& chunk, int64_t buffer, const T* m);  // m [2 * chunk_rows, units]
+  void pack(const LayerTape<T>& tape, Range rows, const Chunk& chunk, int64_t buffer,
+            const T* m);  // m [2 * chunk_rows, units]
   struct Terms {
     const T* d_pre;        // [chunk rows, d_pre_stride]
     const T* dh;           // [chunk rows, output_padded] of a projection
@@ -22,17 +23,16 @@ class WeightGradients {
   };
   // A thread's part of the terms of a chunk.
   void add(int thread, const Chunk& chunk, int64_t buffer, const Terms& terms, bool fresh);
-  // A thread's part, in the shapes of the weights. d_pre: of a single step.
-  void store(int thread, const T* d_pre, int64_t rows) const;
+  // A thread's part, in the shapes of the weights. tape, d_pre: of a single step.
+  void store(int thread, const LayerTape<T>& tape, const T* d_pre, int64_t rows) const;
 
  private:
   void add_peepholes(int thread, int64_t rows, const T* d_peepholes);
   void store_sums(int thread) const;
-  void store_single_step(int thread, const T* d_pre, int64_t rows) const;
+  void store_single_step(int thread, const LayerTape<T>& tape, const T* d_pre, int64_t rows) const;
 
   const Panels<T>& panels_;
   const Layout& layout_;
-  const LayerTape<T>& tape_;
   const BackwardArgs<T>& args_;
   const Shape& shape_;
   const int threads_;

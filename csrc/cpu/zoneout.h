@@ -46,7 +46,7 @@ class Zoneout {
     draw.n = units.end - first;
     for (int64_t row = rows.begin; row < rows.end; ++row) {
       draw.counter[0] = place_of(draws_.layer, draws_.direction, first / 4);
-      draw.counter[1] = uint32_t(t);
+      draw.counter[1] = draws_.first_step + uint32_t(t);
       draw.counter[2] = uint32_t(timeline_.order[row]);
       draw.counter[3] = draws_.call;
       draw.to = to + (row - rows.begin) * width() + first;

@@ -18,11 +18,12 @@ class Tape {
     NetworkTape<T> tape;
   };
 
-  Tape(std::variant<Of<float>, Of<double>> content, SequenceLayout layout, Weights::Parts parts)
-      : content_(std::move(content)), layout_(layout), parts_(parts) {}
+  Tape(std::variant<Of<float>, Of<double>> content, SequenceLayout layout, Weights::Parts parts, bool has_y)
+      : content_(std::move(content)), layout_(layout), parts_(parts), has_y_(has_y) {}
 
   const SequenceLayout& layout() const { return layout_; }
   const Weights::Parts& parts() const { return parts_; }
+  bool has_y() const { return has_y_; }
   const Dropout& dropout() const {
     return std::visit([](const auto& of) -> const Dropout& { return of.tape.dropout; }, content_);
   }
@@ -38,15 +39,27 @@ class Tape {
   std::variant<Of<float>, Of<double>> content_;
   SequenceLayout layout_;
   Weights::Parts parts_;
+  bool has_y_;
 };
 
 struct ForwardOptions {
   py::object lengths, mask, reset;
-  bool batch_first, repeat, return_cells, return_gates, training;
+  bool batch_first, repeat, return_sequence, return_cells, return_gates, training;
+  int64_t checkpoint_every;
   double dropout;
-  uint64_t dropout_seed, dropout_call;
+  uint64_t dropout_seed, dropout_call, dropout_step;
   py::object threads, out;
 };
+
+StepMarks step_marks(const Buffer<int64_t>& lengths, const Buffer<uint8_t>& mask, const Buffer<uint8_t>& reset,
+                     bool repeat) {
+  StepMarks marks;
+  marks.lengths = lengths.data();
+  marks.mask = mask.data();
+  marks.reset = reset.data();
+  marks.repeat = repeat;
+  return marks;
+}
 
 template <class T>
 py::tuple forward_of(const std::shared_ptr<const Network<T>>& network, const Weights::Parts& parts, py::handle x_object,
@@ -67,15 +80,21 @@ py::tuple forward_of(const std::shared_ptr<const Network<T>>& network, const Wei
   if (options.training && network->panels(0, 0).storage != Storage::kWhole)
     throw py::value_error("training is True: expected False, since compressed weights have no backward");
 
-  py::array y = output_argument<T>(options.out, layout, n,
-                                   {{"x", x_array}, {"state[0] (h0)", h0.owner}, {"state[1] (c0)", c0.owner}});
+  py::object y = py::none();
+  Sequence<T> y_sequence;
+  if (options.return_sequence) {
+    py::array array = output_argument<T>(options.out, layout, n,
+                                         {{"x", x_array}, {"state[0] (h0)", h0.owner}, {"state[1] (c0)", c0.owner}});
+    y_sequence = sequence_output<T>(array, layout, n);
+    y = array;
+  }
   py::array h_n = new_state<T>(L, layout, shape.output()), c_n = new_state<T>(L, layout, H);
   NetworkForward<T> args{layout.T,
                          layout.B,
                          x.sequence,
                          h0.data,
                          c0.data,
-                         sequence_output<T>(y, layout, n),
+                         y_sequence,
                          static_cast<T*>(h_n.mutable_data()),
                          static_cast<T*>(c_n.mutable_data()),
                          {},
@@ -89,37 +108,35 @@ py::tuple forward_of(const std::shared_ptr<const Network<T>>& network, const Wei
   };
   const py::object cells = wanted(options.return_cells, args.cells, H);
   const py::object gates = wanted(options.return_gates, args.gates, 4 * H);
-  StepMarks step_marks;
-  step_marks.lengths = lengths.data();
-  step_marks.mask = mask.data();
-  step_marks.reset = reset.data();
-  step_marks.repeat = options.repeat;
 
   Tape::Of<T> kept{network, {}};
   NetworkTape<T>& tape = kept.tape;
   run_interruptible([&](Interrupt& interrupt) {
-    tape.timelines = std::make_unique<Timelines>(layout.T, layout.B, step_marks, network->directions());
+    tape.timelines = std::make_unique<Timelines>(layout.T, layout.B, step_marks(lengths, mask, reset, options.repeat),
+                                                 network->directions());
     if (options.training) {
       tape.T_ = layout.T, tape.B = layout.B;
-      tape.dropout = {options.dropout, options.dropout_seed, uint32_t(options.dropout_call)};
-      for (int64_t i = 0; i < L; ++i)
-        tape.layers.emplace_back(network->panels(i / network->directions(), i % network->directions()).layout, layout.T,
-                                 layout.B);
+      tape.dropout = {options.dropout, options.dropout_seed, uint32_t(options.dropout_call),
+                      uint32_t(options.dropout_step)};
+      tape.allocate(*network, options.checkpoint_every, h0.data, c0.data);
     }
     network_forward(*network, args, *tape.timelines, options.training ? &tape : nullptr, threads, interrupt);
   });
   py::object tape_object = py::none();
-  if (options.training) tape_object = py::cast(std::make_unique<Tape>(std::move(kept), layout, parts));
+  if (options.training)
+    tape_object = py::cast(std::make_unique<Tape>(std::move(kept), layout, parts, options.return_sequence));
   return py::make_tuple(y, py::make_tuple(h_n, c_n), cells, gates, tape_object);
 }
 
 template <class T>
 py::tuple backward_of(const Tape::Of<T>& kept, const Tape& tape, py::handle dy_object, py::handle dstate,
-                      py::handle dcells_object, py::handle dgates_object, py::handle threads_object) {
+                      py::handle dcells_object, py::handle dgates_object, int64_t truncate, py::handle threads_object) {
   const Network<T>& network = *kept.network;
   const SequenceLayout& layout = tape.layout();
   const Shape& shape = network.shape(0);
   const int64_t D = network.directions(), L = network.layers() * D;
+  if (!tape.has_y() && !dy_object.is_none())
+    throw py::value_error("dy is given: expected None, since forward ran with return_sequence=False");
   const auto dy = sequence_input<T>(dy_object, "dy", layout, network.output());
   const auto dcells = sequence_input<T>(dcells_object, "dcells", layout, D * shape.H);
   const auto dgates = sequence_input<T>(dgates_object, "dgates", layout, D * 4 * shape.H);
@@ -138,6 +155,7 @@ py::tuple backward_of(const Tape::Of<T>& kept, const Tape& tape, py::handle dy_o
                           sequence_output<T>(dx, layout, shape.I),
                           static_cast<T*>(dh0.mutable_data()),
                           static_cast<T*>(dc0.mutable_data()),
+                          truncate,
                           {}};
   std::vector<py::array> weights;
   const auto add = [&](std::vector<int64_t> size) {
@@ -262,23 +280,33 @@ PYBIND11_MODULE(_core, m) {
   m.def(
       "forward",
       [](const Weights& weights, py::object x, py::object state, py::object lengths, py::object mask, py::object reset,
-         bool batch_first, bool repeat, bool return_cells, bool return_gates, bool training, double dropout,
-         uint64_t dropout_seed, uint64_t dropout_call, py::object threads, py::object out) {
-        const ForwardOptions options{lengths,  mask,    reset,        batch_first,  repeat,  return_cells, return_gates,
-                                     training, dropout, dropout_seed, dropout_call, threads, out};
+         bool batch_first, bool repeat, bool return_sequence, bool return_cells, bool return_gates, bool training,
+         int64_t checkpoint_every, double dropout, uint64_t dropout_seed, uint64_t dropout_call, uint64_t dropout_step,
+         py::object threads, py::object out) {
+        const ForwardOptions options{lengths,      mask,
+                                     reset,        batch_first,
+                                     repeat,       return_sequence,
+                                     return_cells, return_gates,
+                                     training,     checkpoint_every,
+                                     dropout,      dropout_seed,
+                                     dropout_call, dropout_step,
+                                     threads,      out};
         return weights.visit(
             [&](const auto& network) { return forward_of(network, weights.parts(), x, state, options); });
       },
       py::arg("weights"), py::arg("x"), py::arg("state"), py::arg("lengths"), py::arg("mask"), py::arg("reset"),
-      py::arg("batch_first"), py::arg("repeat"), py::arg("return_cells"), py::arg("return_gates"), py::arg("training"),
-      py::arg("dropout"), py::arg("dropout_seed"), py::arg("dropout_call"), py::arg("threads"), py::arg("out"));
+      py::arg("batch_first"), py::arg("repeat"), py::arg("return_sequence"), py::arg("return_cells"),
+      py::arg("return_gates"), py::arg("training"), py::arg("checkpoint_every"), py::arg("dropout"),
+      py::arg("dropout_seed"), py::arg("dropout_call"), py::arg("dropout_step"), py::arg("threads"), py::arg("out"));
   m.def(
       "backward",
-      [](const Tape& tape, py::object dy, py::object dstate, py::object dcells, py::object dgates, py::object threads) {
+      [](const Tape& tape, py::object dy, py::object dstate, py::object dcells, py::object dgates, int64_t truncate,
+         py::object threads) {
         return tape.visit(
-            [&](const auto& kept) { return backward_of(kept, tape, dy, dstate, dcells, dgates, threads); });
+            [&](const auto& kept) { return backward_of(kept, tape, dy, dstate, dcells, dgates, truncate, threads); });
       },
-      py::arg("tape"), py::arg("dy"), py::arg("dstate"), py::arg("dcells"), py::arg("dgates"), py::arg("threads"));
+      py::arg("tape"), py::arg("dy"), py::arg("dstate"), py::arg("dcells"), py::arg("dgates"), py::arg("truncate"),
+      py::arg("threads"));
 
   bind_stream(m);
   m.def("set_num_threads", &set_num_threads_checked, py::arg("n"));

@@ -61,15 +61,20 @@ def forward(
     reset: ArrayLike | None,  # as mask
     batch_first: bool,
     repeat: bool,
+    return_sequence: bool,
     return_cells: bool,
     return_gates: bool,
     training: bool,
+    checkpoint_every: int,  # 0: every step is kept, -1: sqrt(T)
     dropout: float,
     dropout_seed: int,
     dropout_call: int,
+    dropout_step: int,
     threads: int | None,
     out: NDArray[Any] | None,  # y's memory, laid out as x
-) -> tuple[NDArray[Any], tuple[NDArray[Any], NDArray[Any]], NDArray[Any] | None, NDArray[Any] | None, Tape | None]:
+) -> tuple[
+    NDArray[Any] | None, tuple[NDArray[Any], NDArray[Any]], NDArray[Any] | None, NDArray[Any] | None, Tape | None
+]:
     """Return y [T,B,D*Hout], (h_n, c_n), cells [T,B,D*H], gates [T,B,D*4H], tape: None where not asked for."""
 
 def backward(
@@ -78,6 +83,7 @@ def backward(
     dstate: tuple[NDArray[Any] | None, NDArray[Any] | None] | None,  # dh_n, dc_n
     dcells: NDArray[Any] | None,  # [T,B,D*H]
     dgates: NDArray[Any] | None,  # [T,B,D*4H]
+    truncate: int,  # 0: not
     threads: int | None,
 ) -> tuple[NDArray[Any], tuple[NDArray[Any], NDArray[Any]], list[NDArray[Any]]]:
     """Return dx, (dh0, dc0), and the weights' gradients in the order in which Weights took the arrays."""

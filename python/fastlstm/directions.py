@@ -118,9 +118,18 @@ def direction_forward(
 
 
 def direction_backward(
-    d_all_h: np.ndarray, d_all_c: np.ndarray, d_gates: np.ndarray, dh: np.ndarray, dc: np.ndarray, tape: DirectionTape
+    d_all_h: np.ndarray,
+    d_all_c: np.ndarray,
+    d_gates: np.ndarray,
+    dh: np.ndarray,
+    dc: np.ndarray,
+    tape: DirectionTape,
+    truncate: int = 0,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, DirectionWeights]:
-    """The gradients of `direction_forward`'s results, dh and dc those of h_n and c_n -> dx, dh0, dc0, dw."""
+    """The gradients of `direction_forward`'s results, dh and dc those of h_n and c_n -> dx, dh0, dc0, dw.
+
+    truncate: no gradient of the state crosses a border of so many steps; 0: all do.
+    """
     w, steps, draws = tape.w, tape.steps, tape.draws
     d_pre, dh_new = np.zeros_like(tape.gates), np.zeros_like(tape.h_prev)
     by_x, by_h = (np.zeros_like(tape.gates) for _ in range(2))  # gradients of x . W and h . U
@@ -147,6 +156,9 @@ def direction_backward(
         dh = np.where(counts, product_backward(by_h[t], w.w_h, draws.h_scales) + dh * keep_h, dh)
         dc = np.where(counts, d.dc_prev + dc * keep_c, dc)
         dh, dc = np.where(steps.cut[t], 0, dh), np.where(steps.cut[t], 0, dc)
+        border = t + steps.reverse  # between this step and the one before it in walking order
+        if truncate and border % truncate == 0 and 0 < border < len(tape.x):
+            dh, dc = np.zeros_like(dh), np.zeros_like(dc)
     # The sums over all N steps that count, at once: products and pairwise sums stay exact where a long chain drifts.
     used = steps.counts[:, :, 0]
 

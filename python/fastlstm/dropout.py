@@ -48,11 +48,13 @@ def dropout_mask(
     num_directions: int,
     units: int,
     kind: str = "between layers",
+    first_step: int = 0,
 ) -> np.ndarray:
     """Which outputs of a layer are kept: bool `[T,B,D*units]`, the same whatever T, B, layout, threads or device.
 
     The key is the two halves of the kind's seed, the counter is (layer << 21 | direction << 20 | unit >> 2, t, b,
-    call); a unit takes word `unit & 3` and is kept if that is at least floor(dropout * 2**32).
+    call); a unit takes word `unit & 3` and is kept if that is at least floor(dropout * 2**32). t counts from
+    first_step.
 
     >>> dropout_mask(0.5, seed=7, call=0, layer=0, steps=1, batch=2, num_directions=1, units=5)[0].astype(int)
     array([[1, 1, 0, 0, 0],
@@ -61,7 +63,7 @@ def dropout_mask(
     call, quads = operator.index(call), -(-units // 4)
     seed = (operator.index(seed) + KINDS.index(kind) * 0x9E3779B97F4A7C15) % 2**64
     place = layer << 21 | np.arange(num_directions)[:, None] << 20 | np.arange(quads)  # [D,quads]
-    t, b = np.arange(steps)[:, None, None, None], np.arange(batch)[:, None, None]
+    t, b = (first_step + np.arange(steps)[:, None, None, None]) & 0xFFFFFFFF, np.arange(batch)[:, None, None]
     words = np.stack(philox4x32((place, t, b, call & 0xFFFFFFFF), (seed & 0xFFFFFFFF, seed >> 32)), axis=-1)
     by_unit = words.reshape(steps, batch, num_directions, 4 * quads)[..., :units]
     kept: np.ndarray = by_unit.astype(np.uint64) >= np.uint64(float(dropout) * 2**32)
@@ -93,6 +95,7 @@ class Draws(NamedTuple):
         *,
         layer: int,
         direction: int,
+        first_step: int,
         steps: int,
         batch: int,
         sizes: tuple[int, int, int],
@@ -102,8 +105,8 @@ class Draws(NamedTuple):
         place = {"layer": layer, "batch": batch, "num_directions": direction + 1}
         gates = 4 if options.dropout_per_gate else 1
 
-        def kept(kind: str, p: float, steps: int, units: int) -> np.ndarray:
-            mask = dropout_mask(p, seed, call, steps=steps, units=units, kind=kind, **place)
+        def kept(kind: str, p: float, steps: int, units: int, first_step: int = 0) -> np.ndarray:
+            mask = dropout_mask(p, seed, call, first_step=first_step, steps=steps, units=units, kind=kind, **place)
             return mask[..., direction * units :]
 
         def scales(kind: str, p: float, units: int) -> np.ndarray:
@@ -115,7 +118,7 @@ class Draws(NamedTuple):
         def keeps(kind: str, p: float, units: int) -> np.ndarray:
             if not (training and p):
                 return np.full((steps, 1, 1), p, dtype)
-            return (~kept(kind, p, steps, units)).astype(dtype)
+            return (~kept(kind, p, steps, units, first_step)).astype(dtype)
 
         I, Hout, H = sizes
         return cls(

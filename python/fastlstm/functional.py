@@ -18,6 +18,7 @@ import numpy.typing as npt
 from . import _core
 from .cells import PLAIN, LSTMCellOptions, check_probability
 from .gradients import Gradients
+from .layouts import check_long_sequence, check_truncate
 from .weights import WeightSpec, checked_arrays
 
 __all__ = ["PackedWeights", "Tape", "lstm_backward", "lstm_forward"]
@@ -103,13 +104,16 @@ def lstm_forward(
     dropout: float = 0.0,
     dropout_seed: int | None = None,
     dropout_call: int = 0,
+    dropout_step: int = 0,
     lengths: npt.ArrayLike | None = None,
     mask: npt.ArrayLike | None = None,
     reset: npt.ArrayLike | None = None,
     masked_output: str = "zero",
+    return_sequence: bool = True,
     return_cells: bool = False,
     return_gates: bool = False,
     training: bool = True,
+    checkpoint_every: int | str | None = None,
     threads: int | None = None,
     out: np.ndarray | None = None,
 ) -> tuple[Any, ...]:
@@ -129,6 +133,12 @@ def lstm_forward(
     training only, and what `cell` draws need a dropout_seed from 0 to 2**64 - 1. threads: at most so many, the
     library's setting if None.
 
+    For long sequences: with return_sequence=False y is None and takes no memory. checkpoint_every=K keeps the state of
+    every K-th step only (K is rounded up to the steps that backward sums at once, 256 rows or more), and backward runs
+    the steps between once more: memory for T/K + K steps and a copy of x, the same gradients to the last bit. "auto" is
+    sqrt(T). Two directions keep y of the layers before the last, too. dropout_step: the number of the first step;
+    pieces of one sequence then have the whole's masks.
+
     Raises ValueError or TypeError naming argument, got and expected; MemoryError with the size that cannot be had.
 
     >>> weights = {"weight_ih_l0": np.ones((4, 1)), "weight_hh_l0": np.ones((4, 1))}
@@ -139,10 +149,16 @@ def lstm_forward(
     packed = _packed(weights, cell, threads)
     if masked_output not in ("zero", "repeat"):
         raise ValueError(f"masked_output is {masked_output!r}, expected 'zero' or 'repeat'")
-    flags = {"batch_first": batch_first, "return_cells": return_cells, "return_gates": return_gates}
+    flags = {
+        "batch_first": batch_first,
+        "return_sequence": return_sequence,
+        "return_cells": return_cells,
+        "return_gates": return_gates,
+    }
     for name, flag in (flags | {"training": training}).items():
         if not isinstance(flag, (bool, np.bool_)):
             raise TypeError(f"{name} is {flag!r}, a {type(flag).__qualname__}: expected True or False")
+    every = check_long_sequence(return_sequence, out, checkpoint_every, training, dropout_step)
     dropout, seed = check_probability("dropout", dropout), 0
     if training and ((dropout and packed.spec.num_layers > 1) or packed.cell.draws):
         seed = -1 if dropout_seed is None else _integer("dropout_seed", dropout_seed)
@@ -157,12 +173,15 @@ def lstm_forward(
         reset,
         batch_first,
         masked_output == "repeat",
+        return_sequence,
         return_cells,
         return_gates,
         training,
+        every,
         dropout,
         seed,
         _integer("dropout_call", dropout_call) & 0xFFFFFFFF,
+        int(dropout_step) & 0xFFFFFFFF,
         threads,
         out,
     )
@@ -194,13 +213,16 @@ def lstm_backward(
     *,
     dcells: np.ndarray | None = None,
     dgates: np.ndarray | None = None,
+    truncate: int | None = None,
     threads: int | None = None,
 ) -> Gradients:
     """The gradients of a loss with respect to x, state and weights, from those with respect to forward's results.
 
     dy, dstate = (dh_n, dc_n), dcells and dgates have the shape, layout and dtype of y, (h_n, c_n), cells and gates;
-    each of them, and each half of dstate, may be None for zero. The tape is never written: several calls give the
-    same. Raises ValueError or TypeError naming argument, got and expected.
+    each of them, and each half of dstate, may be None for zero, which dy has to be where forward returned no y.
+    truncate=K: no gradient of a state crosses from t = nK to nK - 1 or back, as if each K steps were a call of their
+    own. The tape is never written: several calls give the same. Raises ValueError or TypeError naming argument, got
+    and expected.
 
     >>> weights = {"weight_ih_l0": np.ones((4, 1)), "weight_hh_l0": np.ones((4, 1))}
     >>> y, (h_n, c_n), tape = lstm_forward(np.ones((2, 1, 1)), weights)
@@ -209,7 +231,7 @@ def lstm_backward(
     """
     if not isinstance(tape, Tape):
         raise TypeError(f"tape is a {type(tape).__qualname__}, expected the tape of a training lstm_forward")
-    dx, dstate0, dweights = _core.backward(tape.native, dy, dstate, dcells, dgates, threads)
+    dx, dstate0, dweights = _core.backward(tape.native, dy, dstate, dcells, dgates, check_truncate(truncate), threads)
     return Gradients(dx, dstate0, dict(zip(tape.spec.shapes(), dweights, strict=True)))
 
 

@@ -97,6 +97,7 @@ class InferenceLSTM:
         mask: npt.ArrayLike | None = None,
         reset: npt.ArrayLike | None = None,
         masked_output: str = "zero",
+        return_sequence: bool = True,
         return_cells: bool = False,
         return_gates: bool = False,
         threads: int | None = None,
@@ -104,6 +105,7 @@ class InferenceLSTM:
     ) -> tuple[Any, ...]:
         """Inference: y, (h_n, c_n), then cells and gates if asked for. No dropout, nothing kept.
 
+        With return_sequence=False y is None, and one direction takes next to no memory beside x.
         Arguments, shapes and errors as in `functional.lstm_forward`.
         """
         *results, _ = lstm_forward(
@@ -115,6 +117,7 @@ class InferenceLSTM:
             mask=mask,
             reset=reset,
             masked_output=masked_output,
+            return_sequence=return_sequence,
             return_cells=return_cells,
             return_gates=return_gates,
             training=False,

@@ -133,15 +133,30 @@ class LSTM(InferenceLSTM):
         mask: npt.ArrayLike | None = None,
         reset: npt.ArrayLike | None = None,
         masked_output: str = "zero",
+        return_sequence: bool = True,
         return_cells: bool = False,
         return_gates: bool = False,
+        checkpoint_every: int | str | None = None,
         threads: int | None = None,
         out: np.ndarray | None = None,
         dropout_seed: int | None = None,
+        dropout_step: int = 0,
     ) -> tuple[Any, ...]:
         """Training: as a call, with a tape for `backward` at the end of the results, and with dropout.
 
-        dropout_seed fixes the masks of this call; by default each call draws others from the layer's seed.
+        checkpoint_every: a tape of less memory, for long sequences: see `functional.lstm_forward`. dropout_seed fixes
+        the masks of this call; by default each call draws others from the layer's seed. dropout_step: the number of
+        x's first step, where x is a piece of a sequence whose masks it is to have.
+
+        >>> lstm = LSTM(8, 32, seed=0)
+        >>> x = np.ones((5000, 1, 8), np.float32)
+        >>> _, (h_n, c_n), whole = lstm.forward(x)
+        >>> _, _, tape = lstm.forward(x, checkpoint_every="auto", return_sequence=False)
+        >>> whole.nbytes > 10 * tape.nbytes
+        True
+        >>> grads = [lstm.backward(t, dstate=(np.ones_like(h_n), None)) for t in (whole, tape)]
+        >>> bool((grads[0].weights["weight_hh_l0"] == grads[1].weights["weight_hh_l0"]).all())
+        True
         """
         call = 0
         if dropout_seed is None:
@@ -155,12 +170,15 @@ class LSTM(InferenceLSTM):
             dropout=self.dropout,
             dropout_seed=self._dropout_seed if dropout_seed is None else dropout_seed,
             dropout_call=call,
+            dropout_step=dropout_step,
             lengths=lengths,
             mask=mask,
             reset=reset,
             masked_output=masked_output,
+            return_sequence=return_sequence,
             return_cells=return_cells,
             return_gates=return_gates,
+            checkpoint_every=checkpoint_every,
             threads=threads,
             out=out,
         )
@@ -173,13 +191,14 @@ class LSTM(InferenceLSTM):
         *,
         dcells: np.ndarray | None = None,
         dgates: np.ndarray | None = None,
+        truncate: int | None = None,
         threads: int | None = None,
     ) -> Gradients:
         """The gradients g.x, g.state = (dh0, dc0) and g.weights[name], as `functional.lstm_backward`.
 
         They are those at the weights that `forward` used, even if the layer's have changed since.
         """
-        return lstm_backward(tape, dy, dstate, dcells=dcells, dgates=dgates, threads=threads)
+        return lstm_backward(tape, dy, dstate, dcells=dcells, dgates=dgates, truncate=truncate, threads=threads)
 
     def _pack(self) -> PackedWeights:
         packed, version = self._packed, self._weights._version

@@ -87,6 +87,42 @@ def check_options(
         raise ValueError(f"dropout_seed is {dropout_seed}, expected an integer from 0 to 2**64 - 1")
 
 
+def check_long_sequence(
+    return_sequence: bool, out: np.ndarray | None, checkpoint_every: int | str | None, training: bool, dropout_step: int
+) -> int:
+    """checkpoint_every as the native core takes it: 0 for None, -1 for "auto"."""
+    if not return_sequence and out is not None:
+        raise ValueError("out is given, but return_sequence is False: expected None, since no y is stored")
+    if isinstance(dropout_step, bool) or not isinstance(dropout_step, (int, np.integer)):
+        raise TypeError(f"dropout_step is {dropout_step!r}, expected an integer")
+    if dropout_step < 0:
+        raise ValueError(f"dropout_step is {dropout_step}, expected the number of the first step, at least 0")
+    if checkpoint_every is None:
+        return 0
+    if not training:
+        raise ValueError(f"checkpoint_every is {checkpoint_every!r}, but training is False: expected None")
+    return -1 if checkpoint_every == "auto" else _steps("checkpoint_every", checkpoint_every, ' or "auto"')
+
+
+def check_dy(dy: np.ndarray | None, return_sequence: bool) -> None:
+    if dy is not None and not return_sequence:
+        raise ValueError("dy is given: expected None, since forward ran with return_sequence=False")
+
+
+def check_truncate(truncate: int | None) -> int:
+    """truncate as the native core takes it: 0 for None."""
+    return 0 if truncate is None else _steps("truncate", truncate)
+
+
+def _steps(name: str, steps: object, more: str = "") -> int:
+    if isinstance(steps, bool) or not isinstance(steps, (int, np.integer)):
+        error = ValueError if isinstance(steps, str) and more else TypeError
+        raise error(f"{name} is {steps!r}, expected a number of steps{more}, or None")
+    if steps < 1:
+        raise ValueError(f"{name} is {steps}, expected at least 1{more}, or None")
+    return min(int(steps), 2**62)
+
+
 def enter_states(
     name: str,
     names: tuple[str, str],

@@ -20,7 +20,17 @@ from .cells import PLAIN, CellNorm, LSTMCellOptions, cell_backward, cell_forward
 from .directions import DirectionTape, DirectionWeights, Steps, direction_backward, direction_forward
 from .dropout import Draws, drop, dropout_mask
 from .gradients import Gradients
-from .layouts import Layout, check_input, check_options, deliver, enter_states, or_zeros
+from .layouts import (
+    Layout,
+    check_dy,
+    check_input,
+    check_long_sequence,
+    check_options,
+    check_truncate,
+    deliver,
+    enter_states,
+    or_zeros,
+)
 from .masking import check_lengths, check_mask
 from .weights import WeightSpec, check_weights, weight_suffix
 
@@ -35,6 +45,7 @@ class Tape:
     layout: Layout
     masked_output: str
     cell: LSTMCellOptions
+    return_sequence: bool
     dropout: float
     dropout_seed: int | None
     dropout_call: int
@@ -53,13 +64,16 @@ def lstm_forward(
     dropout: float = 0.0,
     dropout_seed: int | None = None,
     dropout_call: int = 0,
+    dropout_step: int = 0,
     lengths: npt.ArrayLike | None = None,
     mask: npt.ArrayLike | None = None,
     reset: npt.ArrayLike | None = None,
     masked_output: str = "zero",
+    return_sequence: bool = True,
     return_cells: bool = False,
     return_gates: bool = False,
     training: bool = True,
+    checkpoint_every: int | str | None = None,
     threads: int | None = None,
     out: np.ndarray | None = None,
 ) -> tuple[Any, ...]:
@@ -75,8 +89,9 @@ def lstm_forward(
     lengths `[B]`, mask and reset (laid out as x, without I): a step counts if mask is true and t < length. One that
     does not passes the state through, and its y is 0 ("zero") or the held h ("repeat"); its x is never read. reset
     cuts a row before step t, in both directions; beyond a row's length it is ignored. dropout, between layers and in
-    training only, and what `cell` draws need a dropout_seed below 2**64. threads is for the native twin of this
-    function; ignored here.
+    training only, and what `cell` draws need a dropout_seed below 2**64; dropout_step numbers the first step, for
+    pieces of one sequence. With return_sequence=False y is None. checkpoint_every and threads are for the native twin
+    of this function; ignored here.
 
     Raises ValueError or TypeError naming argument, got and expected.
 
@@ -91,26 +106,21 @@ def lstm_forward(
     layout = check_input(x, spec, dtype, batch_first)
     h0, c0 = enter_states("state", ("h0", "c0"), state, spec, layout, x.dtype)
     check_options(spec, cell, masked_output, training, dropout, dropout_seed)
+    check_long_sequence(return_sequence, out, checkpoint_every, training, dropout_step)
     directions = _directions(spec, layout, lengths, mask, reset)
     counts = directions[0].counts
     h_n, c_n = np.empty_like(h0), np.empty_like(c0)
     weight_masks = _weight_masks(spec, cell, weights, dropout_seed or 0, dropout_call) if training else {}
     weights |= {name: weights[name] * mask for name, mask in weight_masks.items()}
-    tape = Tape(spec, layout, masked_output, cell, dropout, dropout_seed, dropout_call, [], [], weight_masks)
+    drawn = dropout, dropout_seed, dropout_call
+    tape = Tape(spec, layout, masked_output, cell, return_sequence, *drawn, [], [], weight_masks)
     output = layout.enter(x)
     for layer in range(spec.num_layers):
         kept = None
         if layer and training and dropout:
-            kept = dropout_mask(
-                dropout,
-                dropout_seed or 0,
-                dropout_call,
-                layer=layer - 1,
-                steps=layout.steps,
-                batch=layout.batch,
-                num_directions=spec.num_directions,
-                units=spec.hidden_output,
-            )
+            place = {"layer": layer - 1, "first_step": dropout_step, "steps": layout.steps, "batch": layout.batch}
+            units = {"num_directions": spec.num_directions, "units": spec.hidden_output}
+            kept = dropout_mask(dropout, dropout_seed or 0, dropout_call, **place, **units)
             output = drop(output, kept, dropout)
         layer_x = np.where(counts, output, 0)
         all_h, all_c, tapes = [], [], []
@@ -120,6 +130,7 @@ def lstm_forward(
             own_x = layer_x if w.w_x is not None else np.split(layer_x, spec.num_directions, axis=-1)[direction]
             sizes = own_x.shape[-1], spec.hidden_output, spec.hidden_size
             place = {"layer": layer, "direction": direction, "steps": layout.steps, "batch": layout.batch}
+            place["first_step"] = dropout_step
             draws = Draws.of(cell, training, dropout_seed or 0, dropout_call, **place, sizes=sizes, dtype=dtype)
             h, c, h_n[row], c_n[row], direction_tape = direction_forward(own_x, w, h0[row], c0[row], steps, cell, draws)
             all_h.append(h)
@@ -130,7 +141,7 @@ def lstm_forward(
         tape.kept.append(kept)
     if masked_output == "zero":
         output = np.where(counts, output, 0)
-    y = deliver(layout.leave(output), out, x)
+    y = deliver(layout.leave(output), out, x) if return_sequence else None
     more = [layout.leave(np.concatenate(all_c, axis=-1))] if return_cells else []
     if return_gates:
         gates = np.concatenate([tape.gates for tape in tapes], axis=-1)
@@ -145,14 +156,16 @@ def lstm_backward(
     *,
     dcells: np.ndarray | None = None,
     dgates: np.ndarray | None = None,
+    truncate: int | None = None,
     threads: int | None = None,
 ) -> Gradients:
     """The gradients of a loss with respect to x, state and weights, from those with respect to forward's results.
 
     dy, dstate = (dh_n, dc_n), dcells and dgates have the shape, layout and dtype of y, (h_n, c_n), cells and gates;
-    each of them, and each half of dstate, may be None for zero. The tape is never written: several calls give the
-    same. threads is for the native twin of this function; ignored here. Raises ValueError or TypeError naming
-    argument, got and expected.
+    each of them, and each half of dstate, may be None for zero, which dy has to be where forward returned no y.
+    truncate=K: no gradient of a state crosses from t = nK to nK - 1 or back, as if each K steps were a call of their
+    own. The tape is never written: several calls give the same. threads is for the native twin of this function;
+    ignored here. Raises ValueError or TypeError naming argument, got and expected.
 
     Backpropagation through time (Werbos 1990) over `cell_backward`: a step that does not count passes the gradient of
     the state on, a cut stops it.
@@ -164,6 +177,8 @@ def lstm_backward(
     """
     if not isinstance(tape, Tape):
         raise TypeError(f"tape is a {type(tape).__qualname__}, expected the tape of a training reference.lstm_forward")
+    check_dy(dy, tape.return_sequence)
+    every = check_truncate(truncate)
     spec, layout, first = tape.spec, tape.layout, tape.layers[0][0]
     D, dtype = spec.num_directions, first.x.dtype
     d_output = layout.enter(or_zeros("dy", dy, layout.sequence(D * spec.hidden_output), dtype))
@@ -180,7 +195,9 @@ def lstm_backward(
         for direction, direction_tape in enumerate(tape.layers[layer]):
             row = layer * D + direction
             d_h, d_c, d_g = (d[direction] for d in d_all)
-            part, dh0[row], dc0[row], dw_part = direction_backward(d_h, d_c, d_g, dh_n[row], dc_n[row], direction_tape)
+            part, dh0[row], dc0[row], dw_part = direction_backward(
+                d_h, d_c, d_g, dh_n[row], dc_n[row], direction_tape, every
+            )
             parts.append(part)
             dw |= _named(spec, dw_part, weight_suffix(layer, direction))
         external = not (layer or spec.input_size)
