@@ -118,9 +118,17 @@ def lstm_forward(
     for layer in range(spec.num_layers):
         kept = None
         if layer and training and dropout:
-            place = {"layer": layer - 1, "first_step": dropout_step, "steps": layout.steps, "batch": layout.batch}
-            units = {"num_directions": spec.num_directions, "units": spec.hidden_output}
-            kept = dropout_mask(dropout, dropout_seed or 0, dropout_call, **place, **units)
+            kept = dropout_mask(
+                dropout,
+                dropout_seed or 0,
+                dropout_call,
+                layer=layer - 1,
+                steps=layout.steps,
+                batch=layout.batch,
+                num_directions=spec.num_directions,
+                units=spec.hidden_output,
+                first_step=dropout_step,
+            )
             output = drop(output, kept, dropout)
         layer_x = np.where(counts, output, 0)
         all_h, all_c, tapes = [], [], []
@@ -129,9 +137,9 @@ def lstm_forward(
             w = _direction_weights(spec, weights, weight_suffix(layer, direction))
             own_x = layer_x if w.w_x is not None else np.split(layer_x, spec.num_directions, axis=-1)[direction]
             sizes = own_x.shape[-1], spec.hidden_output, spec.hidden_size
-            place = {"layer": layer, "direction": direction, "steps": layout.steps, "batch": layout.batch}
-            place["first_step"] = dropout_step
-            draws = Draws.of(cell, training, dropout_seed or 0, dropout_call, **place, sizes=sizes, dtype=dtype)
+            place = {"layer": layer, "direction": direction, "first_step": dropout_step}
+            size = {"steps": layout.steps, "batch": layout.batch}
+            draws = Draws.of(cell, training, dropout_seed or 0, dropout_call, **place, **size, sizes=sizes, dtype=dtype)
             h, c, h_n[row], c_n[row], direction_tape = direction_forward(own_x, w, h0[row], c0[row], steps, cell, draws)
             all_h.append(h)
             all_c.append(c)
