@@ -51,7 +51,7 @@ inline CellGradient<V> cell_backward(const Cell& cell, const Gates<V>& gates, V 
   const V i = gates.i, f = gates.f, g = gates.g, o = gates.o;
   const V y = value(cell.output(cell.clip(c)));
   const V d_pre_o = cell.d_gate(cell.given(kO, dh * y), o);
-  dc = fma(dh * o, cell.d_output(y), dc);
+  dc = cell.through_output(dh * o, y, cell.clip(c), dc);
   dc = cell.d_clip(cell.d_peep(kPeepO, dc, d_pre_o), c);
 
   V d_i = cell.given(kI, dc * g), d_f = cell.given(kF, dc * c_prev);
@@ -71,13 +71,25 @@ struct PlainCell {
   static auto output(V c) { return tanh(c); }
   static V d_gate(V dy, V y) { return dy * y * (1 - y); }
   static V d_squash(V dy, V y) { return dy * (1 - y * y); }
-  static V d_output(V y) { return 1 - y * y; }
+  static V through_output(V dy, V y, V, V dc) { return fma(dy, 1 - y * y, dc); }  // the gradient of c
   static void d_forget(V&, V&) {}
   static V peep(Peephole, V pre, V) { return pre; }
   static V d_peep(Peephole, V dc, V) { return dc; }
   static V clip(V c) { return c; }
   static V d_clip(V dc, V) { return dc; }
   static V given(Gate, V d) { return d; }
+};
+
+// Layer normalisation (Ba et al. 2016) of c, for one unit: (c - mean) * inverse is what gain and bias see. In backward also
+// the means over the units of what comes back, and of that times what was normalised.
+template <class V>
+struct CellNorm {
+  bool on = false;
+  V gain{}, bias{}, mean{}, inverse{}, d_mean{}, d_along{};
+
+  V normalised(V c) const { return (c - mean) * inverse; }
+  V operator()(V c) const { return fma(normalised(c), gain, bias); }
+  V d_c(V d, V c) const { return inverse * (fma(d, gain, -d_mean) - normalised(c) * d_along); }
 };
 
 // The choices of a CellOptions: switches that are the same for all units.
@@ -111,6 +123,7 @@ struct VariantCell {
   V gate_limit, cell_limit;
   V p[3]{};        // peepholes of i f o
   V d_gates[4]{};  // gradients of the gates themselves, of i f g o
+  CellNorm<V> norm;
 
   explicit VariantCell(const CellOptions& options)
       : gate_(options.gate, broadcast<V>(Elem<V>(options.gate_clip))),
@@ -127,10 +140,14 @@ struct VariantCell {
   V gate(V x) const { return gate_(within(gate_limit, x)); }
   V forget(V i, V x) const { return coupled ? 1 - i : gate(x); }
   V squash(V x) const { return squash_(within(gate_limit, x)); }
-  V output(V c) const { return output_(c); }
+  V output(V c) const { return output_(norm.on ? norm(c) : c); }
   V d_gate(V dy, V y) const { return dy * (gates_clipped ? gate_.clipped_slope(y) : gate_.slope(y)); }
   V d_squash(V dy, V y) const { return dy * (gates_clipped ? squash_.clipped_slope(y) : squash_.slope(y)); }
-  V d_output(V y) const { return output_.slope(y); }
+  V d_output(V dy, V y) const { return dy * output_.slope(y); }  // the gradient of what the output function saw
+  V through_output(V dy, V y, V c, V dc) const {
+    const V d = d_output(dy, y);
+    return dc + (norm.on ? norm.d_c(d, c) : d);
+  }
   void d_forget(V& d_i, V& d_f) const {
     if (coupled) d_i -= d_f, d_f = V{};
   }

@@ -42,14 +42,12 @@ struct CellOptions {
 
   [[gnu::always_inline]] bool clips_gates() const { return gate_clip < kNoLimit; }
   [[gnu::always_inline]] bool clips_cells() const { return cell_clip < kNoLimit; }
+  bool drops_inputs() const { return input_dropout > 0 || recurrent_dropout > 0; }
   bool zones() const { return zoneout_h > 0 || zoneout_c > 0; }
   // Whether the textbook's cell will do.
   bool plain() const {
     return gate.kind == Activation::kSigmoid && squash.kind == Activation::kTanh && output.kind == Activation::kTanh &&
            !coupled_input_forget && !clips_gates() && !clips_cells() && !zones();
-  }
-  bool draws() const {
-    return zoneout_h > 0 || zoneout_c > 0 || input_dropout > 0 || recurrent_dropout > 0 || weight_drop > 0;
   }
 };
 

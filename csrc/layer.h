@@ -10,9 +10,11 @@ struct Shape {
   int64_t T = 0, B = 0;  // steps, batch
   int64_t I = 0, H = 0;  // input size, hidden size
   int64_t P = 0;         // projection size, 0 for none
+  bool given = false;    // there is no W: I is 0, and x holds x . W of the four gates
 
   int64_t output() const { return P > 0 ? P : H; }  // the size of h
-  int64_t depth() const { return I + output(); }    // of the product [x ; h] . [W | U]^T
+  int64_t x_size() const { return given ? 4 * H : I; }
+  int64_t depth() const { return I + output(); }  // of the product [x ; h] . [W | U]^T
 };
 
 struct Range {
@@ -69,7 +71,7 @@ struct ForwardArgs {
   Shape shape;
   Timeline timeline;
   Range steps;                           // 0 .. T: all
-  Sequence<const T> x;                   // [T,B,I]
+  Sequence<const T> x;                   // [T,B,x_size]
   const T *h0 = nullptr, *c0 = nullptr;  // [B,output], [B,H]; null: zero
   const T* from = nullptr;               // [B,state] what the window before left; null for the first one
   T* to = nullptr;                       // [B,state] for the window after; null: none follows
@@ -84,19 +86,21 @@ template <class T>
 struct BackwardArgs {
   Shape shape;
   Timeline timeline;
-  Sequence<const T> dy;                      // [T,B,output]; null: zero
-  const T *dh_n = nullptr, *dc_n = nullptr;  // [B,output], [B,H]; null: zero
-  int64_t truncate = 0;                      // no gradient of the state crosses times that it divides; 0: all do
-  Sequence<const T> dcells;                  // [T,B,H]; null: zero
-  Sequence<const T> dgates;                  // [T,B,4H]; null: zero
-  Draws draws;                               // forward's
-  Sequence<T> dx;                            // [T,B,I]; null: not wanted
-  bool add_to_dx = false;                    // the second direction adds to what the first wrote
-  T *dh0 = nullptr, *dc0 = nullptr;          // [B,output], [B,H]
-  T *dw_x = nullptr, *dw_h = nullptr;        // [4H,I], [4H,output]; both null: not wanted
-  T* db = nullptr;                           // [4H]; null: not wanted
-  T* dw_p = nullptr;                         // [P,H]; null without projection
-  T* d_peephole = nullptr;                   // [3H]; null without peepholes
+  Sequence<const T> dy;                          // [T,B,output]; null: zero
+  const T *dh_n = nullptr, *dc_n = nullptr;      // [B,output], [B,H]; null: zero
+  int64_t truncate = 0;                          // no gradient of the state crosses times that it divides; 0: all do
+  Sequence<const T> dcells;                      // [T,B,H]; null: zero
+  Sequence<const T> dgates;                      // [T,B,4H]; null: zero
+  Draws draws;                                   // forward's
+  Sequence<T> dx;                                // [T,B,x_size]; null: not wanted
+  bool add_to_dx = false;                        // the second direction adds to what the first wrote
+  T *dh0 = nullptr, *dc0 = nullptr;              // [B,output], [B,H]
+  T *dw_x = nullptr, *dw_h = nullptr;            // [4H,I], null without W; [4H,output]
+  T* db = nullptr;                               // [4H]; null: not wanted
+  T* dw_p = nullptr;                             // [P,H]; null without projection
+  T* d_peephole = nullptr;                       // [3H]; null without peepholes
+  T *d_gamma_x = nullptr, *d_gamma_h = nullptr;  // [4H], [4H]
+  T *d_gamma_c = nullptr, *d_beta_c = nullptr;   // [H], [H]; all four null without layer normalisation
 };
 
 }  // namespace fastlstm

@@ -10,6 +10,7 @@ import platform
 import re
 import shutil
 import subprocess
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,7 +39,10 @@ CHECKED = ["x86_v4", "x86_v3"]
 PRODUCTS = r"\b(product_tile|outer_tile)<"
 MOST_IN_A_CELL = 12
 # A cell with options has more numbers than there are registers. They live in memory; the bench says what that costs.
-VARIANTS = r"cell_rows_(forward<\w+, \w+, \w+, true>|backward<\w+, \w+, true>)|\bcell_of<"
+VARIANTS = (
+    r"cell_rows_(forward<\w+, \w+, \w+, true>|backward<\w+, \w+, true>)|"
+    r"\b(cell_of|step_forward_normalised|recover_c|add_moments)<"
+)
 
 
 def output_of(*command: str | Path) -> str:
@@ -231,6 +235,60 @@ def test_activations_stay_in_registers(isa: str, name: str, objects: dict[str, P
         (code,) = (f.code for f in functions_of(objects[isa]) if f"::{name}<{element}" in f.name)
         assert any(i.name.startswith("vfmadd") and register in i.operands for i in code)
         assert not [i for i in code if register in i.operands and re.search(r"\(%r[sb]p", i.operands)]
+
+
+# The equations as a textbook has them, for the plain cell to be held against: its hooks must leave nothing behind.
+TEXTBOOK = """
+#include "kernels.cpp"
+namespace fastlstm::FASTLSTM_ISA {
+namespace {
+using V = Vec<float>;
+}
+#define FUNCTION extern "C" __attribute__((noinline, visibility("default"))) void
+FUNCTION forward_plain(const Gates<V>& pre, V& c, V& h, Gates<V>& saved) {
+  const CellState<V> now = cell_forward<V>(PlainCell<V>{}, pre, c, saved);
+  c = now.c, h = now.h;
+}
+FUNCTION forward_textbook(const Gates<V>& pre, V& c_state, V& h, Gates<V>& saved) {
+  const auto i = sigmoid(pre.i);
+  const auto g = tanh(pre.g);
+  const auto f = sigmoid(pre.f);
+  const V c = f * c_state + i * g;
+  const auto o = sigmoid(pre.o);
+  const V y = value(o * tanh(c));
+  saved = {value(i), value(f), value(g), value(o)};
+  c_state = c, h = y;
+}
+FUNCTION backward_plain(const Gates<V>& gates, V c_prev, V c, V dh, V dc, CellGradient<V>& d) {
+  d = cell_backward<V>(PlainCell<V>{}, gates, c_prev, c, dh, dc);
+}
+FUNCTION backward_textbook(const Gates<V>& gates, V c_prev, V c, V dh, V dc, CellGradient<V>& d) {
+  const V i = gates.i, f = gates.f, g = gates.g, o = gates.o, y = value(tanh(c));
+  const V d_o = dh * y;
+  dc = fma(dh * o, 1 - y * y, dc);
+  const V di = dc * g, df = dc * c_prev, dg = dc * i;
+  d = {{di * i * (1 - i), df * f * (1 - f), dg * (1 - g * g), d_o * o * (1 - o)}, dc * f, o * y};
+}
+}
+"""
+
+
+@pytest.mark.parametrize("isa", CHECKED)
+def test_the_plain_cell_is_the_textbook_to_the_instruction(isa: str, tmp_path: Path) -> None:
+    (tmp_path / "textbook.cpp").write_text(TEXTBOOK)
+    made = tmp_path / "textbook.o"
+    include = f"-I{ROOT / 'csrc' / 'cpu'}"
+    output_of("g++", *rows()[isa], include, "-c", tmp_path / "textbook.cpp", "-o", made)
+    codes = {function.name: function.code for function in functions_of(made)}
+
+    def arithmetic(name: str) -> Counter[str]:
+        """Without what the choice of registers decides: moves, and which operand of a multiply-add is overwritten."""
+        names = (re.sub(r"132|213|231", "", i.name) for i in codes[name])
+        return Counter(name for name in names if name.startswith("v") and not name.startswith("vmov"))
+
+    for way in ("forward", "backward"):
+        assert arithmetic(f"{way}_plain") == arithmetic(f"{way}_textbook"), way
+        assert arithmetic(f"{way}_plain").total() > 20
 
 
 # That the detector detects

@@ -54,8 +54,26 @@ struct CellVariant {
   T* gates;                    // forward: [*, 4 hidden] at this step; null: not wanted
   const T* d_gates;            // backward: the same; null: zero
   int64_t gates_stride;        // between the caller's rows
-  T* d_peepholes;              // backward: [rows, blocks][3][lanes] out; null: none
-  int64_t d_peepholes_stride;
+  int64_t d_block, d_gate;     // backward: as in Layout
+  T* d_peepholes;              // backward: [rows, blocks][3][lanes] out, terms_stride apart; null: none
+  int64_t terms_stride;
+};
+
+// Layer normalisation of a step, which then has all units of its rows. x . W and h . U are normalised apart, then times a gain
+// each: pre = x * gains[0] + h * gains[1] + bias. "Inverse" is one over a deviation.
+template <class T>
+struct StepNorm {
+  const T* gains;   // [2][columns]; null: no normalisation, and nothing else here is read
+  const T* bias;    // [columns]
+  const T* output;  // [blocks][2][lanes] gain and bias of c
+  T* sums;          // [rows, 2, columns] of x and of h; out in forward: normalised
+  T* inverses;      // [rows, 2] of them; out in forward
+  T* pre;           // [rows, columns] scratch of forward
+  T* c;             // [rows, blocks * lanes] scratch
+  T* moments;       // [rows, 4] scratch: mean and inverse of c, then the means of CellNorm in backward
+  T *d_x, *d_h;     // backward: [rows, ...] out, strides as d_pre's: gradients of x . W and h . U
+  T* d_gains;       // backward: [rows][3][columns], terms_stride apart, out: terms of both gains and of the bias
+  T* d_output;      // backward: [rows, blocks][2][lanes], terms_stride apart, out: terms of gain and bias of c
 };
 
 // One step of some rows and some blocks of units: all four gates in one product, then the cell.
@@ -81,7 +99,10 @@ struct StepForward {
   const uint8_t *flags, *flags_next;  // [rows] of this step and the next; both null: none
   bool repeat;
   Profile* profile;  // null: none is taken
+  int64_t
+      gate_stride;  // how far apart are the four copies of the rows of `a` in both products, one for each gate; 0: one for all
   CellVariant<T> variant;
+  StepNorm<T> norm;
 };
 
 template <class T>
@@ -100,13 +121,14 @@ struct StepBackward {
   int64_t dh_stride;
   T* dc;  // [blocks][rows][lanes], blocks dc_block_stride apart, in and out
   int64_t dc_block_stride;
-  T* d_pre;  // [rows, blocks][4][lanes], rows d_pre_stride apart
+  T* d_pre;  // [rows, blocks][4][lanes] (a variant's: as in Layout), rows d_pre_stride apart
   int64_t d_pre_stride;
   T* m;  // [rows, blocks * lanes] out: o * tanh(c); null: not wanted
   int64_t m_stride;
   const uint8_t *flags, *flags_after;  // [rows] of this step and the one after it in time of processing; may be null
   bool repeat;
   CellVariant<T> variant;
+  StepNorm<T> norm;
 };
 
 // sum (+)= a^T . b [columns_a, columns of b] over rows, columns panel * panel_begin .. panel * panel_end of b.

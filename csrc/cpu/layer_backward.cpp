@@ -4,6 +4,7 @@
 #include <cstring>
 #include <vector>
 
+#include "backward_products.h"
 #include "layer_loop.h"
 #include "plan.h"
 #include "weight_gradients.h"
@@ -22,18 +23,21 @@ class Backward : public LayerBackward<T> {
         shape_(args.shape),
         time_(args.timeline),
         interrupt_(interrupt),
-        plan_(plan_backward(args.shape, panels.layout, sizeof(T), panels.only_matrices(), threads)),
-        transposed_(plan_.single_step ? nullptr : &panels.transposed(threads)),
+        plan_(plan_backward(args.shape, panels.layout, sizeof(T), needs_of(panels, true), threads)),
         chunk_rows_(most_rows_of_chunks(args.shape, args.timeline)),
-        weights_(panels, args, plan_, chunk_rows_, chunk_rows_ > 0),
+        products_(panels, args.draws, args.timeline, args.shape.B, plan_, bool(args.dx)),
+        weights_(panels, args, plan_, products_.scales(), chunk_rows_, chunk_rows_ > 0),
         zoneout_(panels, args.draws, args.timeline, plan_.threads(), plan_.row_block),
         barrier_(plan_.threads(), interrupt) {
     const int64_t B = shape_.B, rows = chunk_rows_;
     dh_ = Buffer<T>(size_product(B, layout_.output_padded));
     dc_ = Buffer<T>(size_product(B, layout_.units));
     d_pre_ = Buffer<T>(size_product(2, rows, layout_.d_pre_stride));
-    if (panels.peepholes.size() > 0) d_peepholes_ = Buffer<T>(size_product(2, rows, 3 * layout_.units));
-    if (args_.dx) dx_ = Buffer<T>(size_product(plan_.threads(), kDxRows, layout_.input_padded));
+    row_terms_ = Buffer<T>(size_product(2, rows, terms_of_row()));
+    if (panels.normalised()) {
+      d_sums_ = Buffer<T>(size_product(2, 2, rows, layout_.d_pre_stride));
+      norms_ = Buffer<T>(size_product(plan_.threads(), plan_.row_block, layout_.units + 4));
+    }
     if (shape_.P > 0) {
       dm_ = Buffer<T>(size_product(B, round_up(layout_.units, layout_.panel)));
       m_ = Buffer<T>(size_product(2, rows, layout_.units));
@@ -50,8 +54,6 @@ class Backward : public LayerBackward<T> {
   }
 
  private:
-  static constexpr int64_t kDxRows = 48;
-
   void run_rank(int rank) {
     const Member me = member(rank);
     begin_rows(me);
@@ -61,14 +63,14 @@ class Backward : public LayerBackward<T> {
       recur(me, chunks_[i], buffer);
       {
         const Timed timed(me.profile, kLoad);
-        weights_.pack(*tape_, my_rows(me), chunks_[i], buffer, m_.data());
+        weights_.pack(me.rank, *tape_, my_rows(me), chunks_[i], buffer, m_.data());
       }
       barrier_.wait(me.rank);
       if (interrupt_.stopped()) return;
       {
         const Timed timed(me.profile, kWeightGradients);
         weights_.add(me.rank, chunks_[i], buffer,
-                     {d_pre(buffer), dh_out_.data() + buffer * layout_.output_padded, d_peepholes(buffer)},
+                     {d_x(buffer), d_h(buffer), dh_out_.data() + buffer * layout_.output_padded, row_terms(buffer)},
                      chunks_[i].end == shape_.T);
       }
       if (args_.dx) input_gradients(me, chunks_[i], buffer);
@@ -111,7 +113,15 @@ class Backward : public LayerBackward<T> {
     return dc_.data() + (unit / layout_.lanes * shape_.B + row) * layout_.lanes + unit % layout_.lanes;
   }
   T* d_pre(int64_t buffer_row) const { return d_pre_.data() + buffer_row * layout_.d_pre_stride; }
-  T* d_peepholes(int64_t buffer_row) const { return d_peepholes_.data() + buffer_row * 3 * layout_.units; }
+  // The gradients of x . W and of h . U, which are d_pre unless they are normalised.
+  T* d_x(int64_t buffer_row) const { return d_sum(0, buffer_row); }
+  T* d_h(int64_t buffer_row) const { return d_sum(1, buffer_row); }
+  T* d_sum(int part, int64_t buffer_row) const {
+    if (!panels_.normalised()) return d_pre(buffer_row);
+    return d_sums_.data() + (part * 2 * chunk_rows_ + buffer_row) * layout_.d_pre_stride;
+  }
+  int64_t terms_of_row() const { return WeightGradients<T>::terms_of_row(panels_); }
+  T* row_terms(int64_t buffer_row) const { return row_terms_.data() + buffer_row * terms_of_row(); }
 
   // This window's held steps beyond a row's end: dy reaches h only where the output repeats it, dcells always reaches c.
   void add_tail(int64_t row) const {
@@ -223,10 +233,11 @@ class Backward : public LayerBackward<T> {
     }
     const Timed timed(me.profile, kCell);
     if (varies()) k.variant = variant(me, rows, base + row, t);
+    if (panels_.normalised()) k.norm = norm(me, slot * B + row, base + row);
     panels_.kernels.step_backward(k);
   }
 
-  bool varies() const { return !panels_.cell.plain() || panels_.peepholes.size() > 0 || args_.dgates; }
+  bool varies() const { return !panels_.plain_cell() || panels_.cell.dropout_per_gate || args_.dgates; }
 
   CellVariant<T> variant(const Member& me, Range rows, int64_t buffer_row, int64_t t) const {
     const Range units{me.blocks.begin * layout_.lanes, me.blocks.end * layout_.lanes};
@@ -234,15 +245,29 @@ class Backward : public LayerBackward<T> {
     v.options = &panels_.cell;
     if (panels_.peepholes.size() > 0) {
       v.peepholes = panels_.peepholes.data();
-      v.d_peepholes = d_peepholes(buffer_row);
-      v.d_peepholes_stride = 3 * layout_.units;
+      v.d_peepholes = row_terms(buffer_row);
     }
+    v.terms_stride = terms_of_row();
+    v.d_block = layout_.d_block, v.d_gate = layout_.d_gate;
     if (shape_.P == 0) v.keep_h = zoneout_.of_h(me.rank, rows, units, t);
     v.keep_c = zoneout_.of_c(me.rank, rows, units, t);
     v.keep_stride = zoneout_.stride();
     v.d_gates = args_.dgates.step(t);
     v.gates_stride = args_.dgates.b_stride;
     return v;
+  }
+
+  // tape_row: of the tape's sums.
+  StepNorm<T> norm(const Member& me, int64_t tape_row, int64_t buffer_row) const {
+    StepNorm<T> n = panels_.step_norm();
+    n.sums = tape_->sums.data() + tape_row * 2 * layout_.columns;
+    n.inverses = tape_->inverses.data() + tape_row * 2;
+    n.c = norms_.data() + me.rank * plan_.row_block * (layout_.units + 4);
+    n.moments = n.c + plan_.row_block * layout_.units;
+    n.d_x = d_x(buffer_row), n.d_h = d_h(buffer_row);
+    n.d_gains = row_terms(buffer_row) + WeightGradients<T>::gains_at(panels_);
+    n.d_output = row_terms(buffer_row) + WeightGradients<T>::output_at(panels_);
+    return n;
   }
 
   // dh of the projected output, complete, then dm = dh . w_p. What stays in dh_ is what held rows pass on.
@@ -266,7 +291,7 @@ class Backward : public LayerBackward<T> {
     p.K = P;
     p.a = dh_out_.data() + (base + rows.begin) * stride;
     p.a_stride = stride;
-    p.panels = transposed_->dm.data();
+    p.panels = products_.transposed().dm.data();
     p.panel_stride = P * layout_.panel;
     p.panel_end = round_up(layout_.units, layout_.panel) / layout_.panel;
     p.c = k.dh;
@@ -274,65 +299,35 @@ class Backward : public LayerBackward<T> {
     panels_.kernels.product(p);
   }
 
-  Product<T> d_pre_product(int64_t buffer_row, int64_t rows) const {
-    Product<T> p{};
-    p.rows = rows;
-    p.K = layout_.columns;
-    p.K_first = p.K_chain = kChain;
-    p.a = d_pre(buffer_row);
-    p.a_stride = layout_.d_pre_stride;
-    p.panel_stride = layout_.columns * layout_.panel;
-    p.prefetch = plan_.prefetch;
-    return p;
-  }
-
-  // With `count` rows of the gate panels from `first` on, transposed before or, for a single step, on the way.
-  void times_weights(Product<T> p, Buffer<T> Panels<T>::Transposed::* panels, int64_t first, int64_t count) const {
-    if (!transposed_) return panels_.product_transposed(p, first, count);
-    p.panels = (transposed_->*panels).data();
-    panels_.kernels.product(p);
-  }
-
   // dh of the step before. Turns alternate between the first panel first and the last.
   void recurrent_product(const Member& me, Range rows, int64_t base, int64_t turn) const {
-    Product<T> p = d_pre_product(base + rows.begin, rows.size());
-    p.descending = turn % 2 > 0;
     const int64_t per_panel = std::max<int64_t>(1, layout_.panel / layout_.lanes);
     const bool whole = plan_.unit_groups == 1;
-    p.panel_begin = whole ? 0 : me.blocks.begin / per_panel;
-    p.panel_end = whole ? layout_.output_padded / layout_.panel : (me.blocks.end + per_panel - 1) / per_panel;
-    if (p.panel_end * layout_.panel > shape_.output()) p.tail_vectors = layout_.tail_vectors(shape_.output());
-    p.c = dh_.data() + rows.begin * layout_.output_padded;
-    p.c_stride = layout_.output_padded;
-    if (time_.flags || shape_.P > 0 || panels_.cell.zoneout_h > 0) p.start = p.c, p.start_stride = p.c_stride;
+    const Range panels{whole ? 0 : me.blocks.begin / per_panel,
+                       whole ? layout_.output_padded / layout_.panel : (me.blocks.end + per_panel - 1) / per_panel};
+    const bool passes = time_.flags || shape_.P > 0 || panels_.cell.zoneout_h > 0;  // some of dh by the cell
     const Timed timed(me.profile, kRecur);
-    times_weights(p, &Panels<T>::Transposed::dh, shape_.I, shape_.output());
+    products_.into_dh(me.rank, rows, d_h(base + rows.begin), panels, turn % 2 > 0, passes,
+                      dh_.data() + rows.begin * layout_.output_padded);
   }
 
-  // dx = d_pre . W for my part of the chunk's rows.
+  // dx of my part of the chunk's rows.
   void input_gradients(const Member& me, const Chunk& chunk, int64_t buffer) const {
     const Timed timed(me.profile, kProject);
     const Range mine = share(chunk.rows(), plan_.threads(), me.rank);
-    T* scratch = dx_.data() + me.rank * kDxRows * layout_.input_padded;
-    std::size_t step = 0;
-    for (int64_t begin = mine.begin; begin < mine.end; begin += kDxRows) {
-      const int64_t rows = std::min(kDxRows, mine.end - begin);
-      Product<T> p = d_pre_product(buffer + begin, rows);
-      p.panel_end = layout_.input_padded / layout_.panel;
-      p.tail_vectors = layout_.tail_vectors(shape_.I);
-      p.c = scratch;
-      p.c_stride = layout_.input_padded;
-      times_weights(p, &Panels<T>::Transposed::dx, 0, shape_.I);
-      for (int64_t row = begin; row < begin + rows; ++row) {
-        while (chunk.offset[step + 1] <= row) ++step;
-        const int64_t t = time_.time(chunk.first + int64_t(step), shape_.T);
-        T* dx = args_.dx.row(t, time_.order[row - chunk.offset[step]]);
-        const T* from = scratch + (row - begin) * layout_.input_padded;
-        if (args_.add_to_dx)
-          for (int64_t i = 0; i < shape_.I; ++i) dx[i] += from[i];
-        else
-          std::memcpy(dx, from, std::size_t(shape_.I) * sizeof(T));
-      }
+    std::size_t first = 0;  // the chunk's step that `begin` is of
+    for (int64_t begin = mine.begin; begin < mine.end; begin += BackwardProducts<T>::kDxRows) {
+      const int64_t rows = std::min(BackwardProducts<T>::kDxRows, mine.end - begin);
+      while (chunk.offset[first + 1] <= begin) ++first;
+      const auto each = [&](auto store) {
+        std::size_t step = first;
+        for (int64_t i = 0; i < rows; ++i) {
+          while (chunk.offset[step + 1] <= begin + i) ++step;
+          const int64_t row = begin + i - chunk.offset[step], t = time_.time(chunk.first + int64_t(step), shape_.T);
+          store(i, row, args_.dx.row(t, time_.order[row]));
+        }
+      };
+      products_.into_dx(me.rank, rows, d_x(buffer + begin), args_.add_to_dx, each);
     }
   }
 
@@ -350,7 +345,7 @@ class Backward : public LayerBackward<T> {
       }
       if (!args_.dx || args_.add_to_dx || !time_.end) continue;
       for (int64_t t = std::max(time_.end[row], times.begin); t < times.end; ++t)
-        std::fill_n(args_.dx.row(t, b), shape_.I, T(0));
+        std::fill_n(args_.dx.row(t, b), shape_.x_size(), T(0));
     }
   }
 
@@ -362,17 +357,18 @@ class Backward : public LayerBackward<T> {
   const Timeline& time_;
   Interrupt& interrupt_;
   Plan plan_;
-  const typename Panels<T>::Transposed* transposed_;  // null: of a single step
-  std::vector<Chunk> chunks_;                         // of this window
+  std::vector<Chunk> chunks_;  // of this window
   int64_t chunk_rows_;
+  BackwardProducts<T> products_;
   WeightGradients<T> weights_;
   Zoneout<T> zoneout_;
   Barrier barrier_;
   std::vector<std::unique_ptr<Barrier>> group_barriers_;
   Buffer<T> dh_, dc_;          // [B, output_padded], [blocks,B,lanes]: gradients of the state after the step at hand
   Buffer<T> d_pre_;            // [2, chunk rows, d_pre_stride]
-  Buffer<T> d_peepholes_;      // [2, chunk rows, blocks, 3, lanes]; empty without
-  Buffer<T> dx_;               // [threads, kDxRows, input_padded]
+  Buffer<T> d_sums_;           // [2, 2, chunk rows, d_pre_stride] with normalisation: d_x, d_h
+  Buffer<T> row_terms_;        // [2, chunk rows, terms_of_row]
+  Buffer<T> norms_;            // [threads, row_block, units + 4] with normalisation: scratch
   Buffer<T> dm_, m_, dh_out_;  // with projection: [B, units], [2, chunk rows, units], [2, chunk rows, output_padded]
 };
 

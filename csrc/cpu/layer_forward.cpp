@@ -5,6 +5,7 @@
 
 #include "layer_loop.h"
 #include "plan.h"
+#include "forward_products.h"
 #include "row_state.h"
 #include "zoneout.h"
 
@@ -23,14 +24,12 @@ class Forward : public LayerPass {
         steps_(args.steps),
         tape_(tape),
         interrupt_(interrupt),
-        plan_(plan_forward(args.shape, panels.layout, sizeof(T), threads)),
+        plan_(plan_forward(args.shape, panels.layout, sizeof(T), needs_of(panels, args.draws.training), threads)),
+        products_(panels, args, plan_),
         zoneout_(panels, args.draws, args.timeline, plan_.threads(), plan_.row_block) {
     if (tape) tape->steps = steps_;
     for (int i = 0; i < plan_.row_groups; ++i) groups_.push_back(make_group(i));
-    if (panels.storage == Storage::kInt8) {
-      levels_ = Buffer<int16_t>(size_product(plan_.threads(), scratch_rows(), layout_.depth_even));
-      level_scales_ = Buffer<T>(size_product(plan_.threads(), 2, scratch_rows()));
-    }
+    if (normalised()) norms_ = Buffer<T>(size_product(plan_.threads(), plan_.row_block, norm_scratch()));
   }
 
   void run() override {
@@ -54,7 +53,7 @@ class Forward : public LayerPass {
     Range rows;
     Barrier barrier;
     Buffer<T> operands, c;  // inference only
-    Buffer<T> pre;          // [hoisted_steps, rows, columns]
+    Buffer<T> pre;          // [pre_slots, rows, columns]
     Buffer<T> m, h;         // with projection: [rows, units], [rows, output_padded]
     T *operand = nullptr, *state = nullptr;
     int64_t capacity = 0;  // rows in a slot
@@ -63,10 +62,8 @@ class Forward : public LayerPass {
 
   struct Member {
     int rank, index;
-    bool leads;       // runs on the calling thread, and asks whether to stop
-    Range blocks;     // of units
-    int16_t* levels;  // scratch of kInt8: of the rows of x, then of h
-    T* level_scales;
+    bool leads;        // runs on the calling thread, and asks whether to stop
+    Range blocks;      // of units
     Profile* profile;  // of the leader, if one is taken
   };
 
@@ -87,7 +84,7 @@ class Forward : public LayerPass {
       group->operand = group->operands.data();
       group->state = group->c.data();
     }
-    if (hoisted()) group->pre = Buffer<T>(size_product(plan_.hoisted_steps, group->capacity, layout_.columns));
+    if (hoisted() || shape_.given) group->pre = Buffer<T>(size_product(pre_slots(), group->capacity, layout_.columns));
     if (shape_.P > 0) {
       group->m = Buffer<T>(size_product(plan_.row_block, layout_.units));
       group->h = Buffer<T>(size_product(plan_.row_block, layout_.output_padded));
@@ -95,21 +92,15 @@ class Forward : public LayerPass {
     return group;
   }
 
-  bool hoisted() const { return plan_.hoisted_steps > 1; }
+  bool hoisted() const { return plan_.hoisted_steps > 1 && !shape_.given; }
+  bool normalised() const { return panels_.normalised(); }
+  // Where x holds pre-activations, those of the steps to come are loaded while others still read those of this one.
+  int64_t pre_slots() const { return plan_.hoisted_steps * (shape_.given ? 2 : 1); }
   int64_t in_hoist(int64_t s) const { return (s - steps_.begin) % plan_.hoisted_steps; }
-  // The most rows of one product.
-  int64_t scratch_rows() const { return std::max(plan_.row_block, hoisted() ? plan_.hoisted_steps * shape_.B : 0); }
-
   Member member(int rank) const {
     const int index = rank % plan_.unit_groups;
     const Range blocks = share(layout_.blocks, plan_.unit_groups, index, forward_grain(layout_));
-    return {rank,
-            index,
-            rank == 0,
-            blocks,
-            levels_.data() + rank * scratch_rows() * layout_.depth_even,
-            level_scales_.data() + rank * 2 * scratch_rows(),
-            rank == 0 ? active_profile() : nullptr};
+    return {rank, index, rank == 0, blocks, rank == 0 ? active_profile() : nullptr};
   }
 
   // Row `row` of the operands of step s; the tape holds all rows, a ring only those that run now, from `origin`.
@@ -121,6 +112,10 @@ class Forward : public LayerPass {
   T* state(const Group& g, int64_t s, int64_t row, int64_t origin) const {
     const int64_t local = tape_ ? row : row - origin;
     return g.state + (tape_ ? (s - steps_.begin) * g.capacity * layout_.units : 0) + local * layout_.lanes;
+  }
+  // x . W of `row` at step s, where it is known before the step.
+  T* pre(const Group& g, int64_t s, int64_t row, int64_t origin) const {
+    return g.pre.data() + ((s - steps_.begin) % pre_slots() * g.capacity + row - origin) * layout_.columns;
   }
   const uint8_t* flags(int64_t s, int64_t row) const {
     return time_.flags && s < shape_.T ? time_.flags + s * shape_.B + row : nullptr;
@@ -180,66 +175,23 @@ class Forward : public LayerPass {
       const int64_t t = time_.time(s, shape_.T), active = std::min(mine.end, time_.rows(s, shape_.B));
       for (int64_t row = mine.begin; row < active; ++row) {
         const uint8_t* flag = flags(s, row);
-        T* to = operand(g, s, row, rows.begin) + layout_.x_offset;
         // x of a held step is never read: a NaN there would reach dW as 0 * NaN.
-        fill(to, flag && (*flag & kHeld) ? nullptr : args_.x.row(t, time_.order[row]), shape_.I);
+        const T* x = flag && (*flag & kHeld) ? nullptr : args_.x.row(t, time_.order[row]);
+        if (shape_.given)
+          products_.load_given(x, pre(g, s, row, rows.begin));
+        else
+          fill(operand(g, s, row, rows.begin) + layout_.x_offset, x, shape_.I);
       }
     }
-  }
-
-  // Columns of x and of h that have scales of their own are products of their own.
-  bool joined() const { return shape_.I <= kJoinedInputs && panels_.storage != Storage::kInt8; }
-  bool chained() const { return shape_.I <= kChainedInputs && panels_.storage != Storage::kInt8; }
-
-  // b + x . W, operands from x on.
-  Product<T> input_product(const Member& me, int64_t rows, const T* operands) const {
-    Product<T> p{};
-    p.rows = rows;
-    p.K = shape_.I;
-    p.K_first = p.K_chain = kChain;
-    p.a = operands + layout_.x_offset;
-    p.a_stride = layout_.operand_stride;
-    p.storage = panels_.storage;
-    p.panels = panels_.input_gates();
-    p.panel_stride = panels_.gates_stride();
-    if (panels_.storage == Storage::kInt8) {
-      p.scales = panels_.scales[0].data();
-      p.levels = me.levels;
-      p.level_scales = me.level_scales;
-      p.levels_stride = layout_.inputs_even;
-    }
-    p.start = panels_.bias.data();
-    p.prefetch = plan_.prefetch;
-    return p;
-  }
-
-  // start + h . U; the start is still to be set, unless x . W is a part of it.
-  Product<T> recurrent_product(const Member& me, int64_t rows, const T* operands, bool with_inputs) const {
-    Product<T> p = input_product(me, rows, operands);
-    if (with_inputs) {
-      p.K = layout_.depth;
-      p.K_first = shape_.I + (chained() ? kChain : 0);
-    } else {
-      p.K = shape_.output();
-      p.a = operands + layout_.h_offset;
-      p.panels = panels_.recurrent_gates();
-      if (panels_.storage == Storage::kInt8) {
-        p.scales = panels_.scales[1].data();
-        p.levels += rows * layout_.inputs_even;
-        p.level_scales += rows;
-        p.levels_stride = layout_.depth_even - layout_.inputs_even;
-      }
-    }
-    return p;
   }
 
   // pre = b + x . W of my units for a chunk of steps; the recurrence goes on from there.
   void project_inputs(const Group& g, const Member& me, Range rows, int64_t s) const {
     const int64_t steps = std::min(plan_.hoisted_steps, steps_.end - s), per_block = 4 * layout_.lanes;
-    Product<T> p = input_product(me, steps * g.capacity, operand(g, s, rows.begin, rows.begin));
+    Product<T> p = products_.of_inputs(me.rank, steps * g.capacity, operand(g, s, rows.begin, rows.begin));
     p.panel_begin = me.blocks.begin * per_block / layout_.panel;
     p.panel_end = me.blocks.end * per_block / layout_.panel;
-    p.c = g.pre.data();
+    p.c = pre(g, s, rows.begin, rows.begin);
     p.c_stride = layout_.columns;
     const Timed timed(me.profile, kProject);
     panels_.kernels.product(p);
@@ -259,14 +211,7 @@ class Forward : public LayerPass {
     const int64_t t = time_.time(s, shape_.T), row = rows.begin;
     StepForward<T> k{};
     T* now = operand(g, s, row, origin);
-    k.gates = recurrent_product(me, rows.size(), now, joined() && !hoisted());
-    if (hoisted()) {
-      k.gates.start = g.pre.data() + (in_hoist(s) * g.capacity + row - origin) * layout_.columns;
-      k.gates.start_stride = layout_.columns;
-      k.gates.start_last = !chained();
-    } else if (!joined()) {
-      k.inputs = input_product(me, rows.size(), now);
-    }
+    products_.of_step(me.rank, rows, now, g.pre ? pre(g, s, row, origin) : nullptr, k);
     k.gates.descending = k.inputs.descending = turn % 2 > 0;
     k.hidden = shape_.H;
     k.block_begin = me.blocks.begin;
@@ -292,11 +237,12 @@ class Forward : public LayerPass {
     k.repeat = time_.repeat;
     k.profile = me.profile;
     if (varies()) k.variant = variant(me, rows, t);
+    if (normalised()) k.norm = norm(me, row, s);
     panels_.kernels.step_forward(k);
     if (shape_.P > 0) project_outputs(g, me, k, rows, t);
   }
 
-  bool varies() const { return !panels_.cell.plain() || panels_.peepholes.size() > 0 || args_.gates; }
+  bool varies() const { return !panels_.plain_cell() || args_.gates; }
 
   CellVariant<T> variant(const Member& me, Range rows, int64_t t) const {
     const Range units{me.blocks.begin * layout_.lanes, me.blocks.end * layout_.lanes};
@@ -309,6 +255,31 @@ class Forward : public LayerPass {
     v.gates = args_.gates.step(t);
     v.gates_stride = args_.gates.b_stride;
     return v;
+  }
+
+  // Scratch of a row: both sums and their inverses in inference, then pre, c and its moments.
+  int64_t norm_scratch() const { return 3 * layout_.columns + layout_.units + 8; }
+
+  StepNorm<T> norm(const Member& me, int64_t row, int64_t s) const {
+    T* scratch = norms_.data() + me.rank * plan_.row_block * norm_scratch();
+    const auto take = [&](int64_t elements) {
+      T* const part = scratch;
+      scratch += plan_.row_block * elements;
+      return part;
+    };
+    StepNorm<T> n = panels_.step_norm();
+    n.pre = take(layout_.columns);
+    n.c = take(layout_.units);
+    n.moments = take(4);
+    if (tape_) {
+      const int64_t at = (s - steps_.begin) * shape_.B + row;
+      n.sums = tape_->sums.data() + at * 2 * layout_.columns;
+      n.inverses = tape_->inverses.data() + at * 2;
+    } else {
+      n.sums = take(2 * layout_.columns);
+      n.inverses = take(2);
+    }
+    return n;
   }
 
   // h = m . w_p^T, then what step_forward does with h without a projection.
@@ -388,10 +359,10 @@ class Forward : public LayerPass {
   LayerTape<T>* tape_;
   Interrupt& interrupt_;
   Plan plan_;
-  std::vector<std::unique_ptr<Group>> groups_;
+  ForwardProducts<T> products_;
   Zoneout<T> zoneout_;
-  Buffer<int16_t> levels_;  // [threads, scratch_rows, depth_even]
-  Buffer<T> level_scales_;  // [threads, 2, scratch_rows]
+  std::vector<std::unique_ptr<Group>> groups_;
+  Buffer<T> norms_;  // [threads, row_block, norm_scratch]; empty without normalisation
 };
 
 }  // namespace

@@ -14,16 +14,20 @@ template <class T>
 struct LayerTape {
   LayerTape() = default;
   // n: the most steps that it is to hold.
-  LayerTape(const Layout& layout, int64_t n, int64_t B)
-      : operands(size_product(n + 1, B, layout.operand_stride)),
-        c(size_product(n + 1, B, layout.units)),
-        gates(size_product(n, B, layout.columns)) {}
+  LayerTape(const Panels<T>& panels, int64_t n, int64_t B)
+      : operands(size_product(n + 1, B, panels.layout.operand_stride)),
+        c(size_product(n + 1, B, panels.layout.units)),
+        gates(size_product(n, B, panels.layout.columns)),
+        sums(panels.normalised() ? size_product(n, B, 2, panels.layout.columns) : 0),
+        inverses(panels.normalised() ? size_product(n, B, 2) : 0) {}
 
   Range steps;         // that it holds; [0] is the first of them
   Buffer<T> operands;  // [n+1,B,operand_stride] rows [x_s | h_{s-1}]: exactly what the product saw
   Buffer<T> c;         // [n+1,blocks,B,lanes] before step s
   Buffer<T> gates;     // [n,blocks,B,4,lanes] i f g o
-  int64_t bytes() const { return operands.bytes() + c.bytes() + gates.bytes(); }
+  Buffer<T> sums;      // [n,B,2,columns] with layer normalisation: x . W and h . U, normalised
+  Buffer<T> inverses;  // [n,B,2] of their deviations
+  int64_t bytes() const { return operands.bytes() + c.bytes() + gates.bytes() + sums.bytes() + inverses.bytes(); }
 };
 
 // Fills args.to, y, h_n, c_n and cells, and the tape where one is given.

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "drawing.h"
 #include "plan.h"
 #include "row_state.h"
 
@@ -108,6 +109,7 @@ void stage_forward(const Network<T>& network, const NetworkForward<T>& args, con
     one.timeline = timelines.direction(d);
     one.steps = window.steps;
     one.x = first ? window.x : read_only(window.inner);
+    if (one.shape.given) one.x = columns_from(one.x, d * one.shape.x_size());
     one.h0 = state_of(args.h0, index, B, n);
     one.c0 = state_of(args.c0, index, B, H);
     if (window.segment > 0) one.from = tape.checkpoint(network, index, window.segment);
@@ -140,12 +142,12 @@ class Recomputation {
     unwanted_ = Buffer<T>(size_product(tape.B, n));
     if (layers.size() > 1) inner_ = Between<T>(steps, tape.B, n);
     for (int64_t layer = layers.begin; layer < layers.end; ++layer)
-      tapes_.emplace_back(network.panels(layer, 0).layout, steps, tape.B);
+      tapes_.emplace_back(network.panels(layer, 0), steps, tape.B);
   }
 
   // The tapes of the layers over this segment.
   const LayerTape<T>* run(int64_t direction, std::size_t segment) {
-    const int64_t I = network_.shape(layers_.begin).I, B = tape_.B;
+    const int64_t I = network_.input(layers_.begin), B = tape_.B;
     const NetworkForward<T> args{tape_.T_, B,  {},   tape_.h0.data(), tape_.c0.data(), {}, nullptr, nullptr,
                                  {},       {}, false};
     StageWindow<T> window{layers_, direction, segment, tape_.segments[direction][segment], true};
@@ -177,9 +179,19 @@ Network<T>::Network(const Kernels<T>& kernels, Shape first_layer, int64_t layers
     : layers_(layers), directions_(directions) {
   for (int64_t i = 0; i < layers * directions; ++i) {
     Shape shape = first_layer;
-    if (i >= directions) shape.I = directions * first_layer.output();
+    if (i >= directions) shape.I = directions * first_layer.output(), shape.given = false;
     panels_.push_back(std::make_unique<Panels<T>>(kernels, shape, cell, raw[std::size_t(i)], storage, threads));
   }
+}
+
+template <class T>
+std::shared_ptr<const Network<T>> Network<T>::dropped(uint64_t seed, uint32_t call) const {
+  std::shared_ptr<Network> copy(new Network(layers_, directions_));
+  for (int64_t i = 0; i < layers_ * directions_; ++i) {
+    const Draws draws{true, seed, call, 0, i / directions_, i % directions_};
+    copy->panels_.push_back(std::make_unique<Panels<T>>(*panels_[std::size_t(i)], draws));
+  }
+  return copy;
 }
 
 template <class T>
@@ -211,11 +223,11 @@ void NetworkTape<T>::allocate(const Network<T>& network, int64_t every, bool wit
   const int64_t L = network.layers(), D = network.directions();
   for (int64_t i = 0; i < L * D; ++i)
     if (segments[i % D].size() == 1)
-      layers.emplace_back(network.panels(i / D, i % D).layout, T_, B);
+      layers.emplace_back(network.panels(i / D, i % D), T_, B);
     else
       layers.emplace_back();
   if (segments[0].size() <= 1 && segments[1].size() <= 1) return;
-  for (const Range& stage : stages(L, D)) inputs.emplace_back(size_product(T_, B, network.shape(stage.begin).I));
+  for (const Range& stage : stages(L, D)) inputs.emplace_back(size_product(T_, B, network.input(stage.begin)));
   if (with_h0) h0 = Buffer<T>(size_product(L * D, B, network.shape(0).output()));
   if (with_c0) c0 = Buffer<T>(size_product(L * D, B, network.shape(0).H));
 }
@@ -241,7 +253,7 @@ namespace {
 template <class T>
 void keep_arguments(const Network<T>& network, const NetworkForward<T>& args, const NetworkTape<T>& tape) {
   if (!tape.runs_again()) return;
-  const int64_t I = network.shape(0).I;
+  const int64_t I = network.input(0);
   T* to = tape.inputs[0].data();
   for (int64_t t = 0; t < args.T_; ++t)
     for (int64_t b = 0; b < args.B; ++b, to += I) std::copy_n(args.x.row(t, b), I, to);
@@ -315,12 +327,26 @@ BackwardArgs<T> backward_args(const Network<T>& network, const NetworkTape<T>& t
   if (layer == network.layers() - 1)
     one.dcells = columns_from(args.dcells, d * H), one.dgates = columns_from(args.dgates, d * 4 * H);
   one.draws = tape.draws(layer, d);
-  one.add_to_dx = d > 0;
+  one.add_to_dx = d > 0 && !one.shape.given;
   one.dh0 = state_of(args.dh0, index, tape.B, n);
   one.dc0 = state_of(args.dc0, index, tape.B, H);
   one.dw_x = weights.w_x, one.dw_h = weights.w_h, one.db = weights.b, one.dw_p = weights.w_p;
   one.d_peephole = weights.peephole;
+  one.d_gamma_x = weights.gamma_x, one.d_gamma_h = weights.gamma_h;
+  one.d_gamma_c = weights.gamma_c, one.d_beta_c = weights.beta_c;
   return one;
+}
+
+// A dropped weight of U has no gradient.
+template <class T>
+void drop_weight_gradient(const Panels<T>& panels, const BackwardArgs<T>& args) {
+  if (panels.cell.weight_drop == 0) return;
+  const int64_t n = panels.shape.output();
+  Buffer<T> scales(n);
+  for (int64_t row = 0; row < 4 * panels.shape.H; ++row) {
+    weight_scales(panels.kernels, panels.cell, args.draws, row, n, scales.data());
+    for (int64_t k = 0; k < n; ++k) args.dw_h[row * n + k] *= scales.data()[k];
+  }
 }
 
 }  // namespace
@@ -350,12 +376,15 @@ void network_backward(const Network<T>& network, const NetworkTape<T>& tape, con
           if (!pass.backward) pass.args = backward_args(network, tape, args, layer, d);
           pass.args.dy = columns_from(layer == L - 1 ? args.dy : read_only(part(layer)), d * n);
           pass.args.dx = layer == 0 ? args.dx : part(layer - 1);
+          if (pass.args.shape.given) pass.args.dx = columns_from(args.dx, d * pass.args.shape.x_size());
           if (layer < L - 1 && tape.dropout.p > 0)
             apply_dropout(tape.dropout, columns_from(part(layer), d * n),
                           pass.args.timeline.times(segments[i], tape.T_), tape.B, layer, d, n, threads);
           if (!pass.backward) pass.backward = backward_pass(network.panels(layer, d), pass.args, threads, interrupt);
           pass.backward->run(tapes[layer - layers.begin]);
-          if (i == 0) pass.backward.reset();  // its memory is warm for the next layer
+          if (i > 0) continue;
+          pass.backward.reset();  // its memory is warm for the next layer
+          drop_weight_gradient(network.panels(layer, d), pass.args);
         }
         if (interrupt.stopped()) return;
       }

@@ -18,9 +18,15 @@ class Network {
   Network(const Kernels<T>& kernels, Shape first_layer, int64_t layers, int64_t directions, const CellOptions& cell,
           const std::vector<RawWeights<T>>& raw, Storage storage, int threads);
 
+  // A copy for one training call, in which weights of U are dropped.
+  std::shared_ptr<const Network> dropped(uint64_t seed, uint32_t call) const;
+
   int64_t layers() const { return layers_; }
   int64_t directions() const { return directions_; }
   const Shape& shape(int64_t layer) const { return panels_[std::size_t(layer * directions_)]->shape; }
+  int64_t input(int64_t layer) const {  // columns of its x; of pre-activations each direction has its own
+    return shape(layer).given ? directions_ * shape(layer).x_size() : shape(layer).I;
+  }
   int64_t output() const { return directions_ * shape(0).output(); }  // columns of y
   const Panels<T>& panels(int64_t layer, int64_t direction) const {
     return *panels_[std::size_t(layer * directions_ + direction)];
@@ -28,6 +34,8 @@ class Network {
   int64_t bytes() const;
 
  private:
+  Network(int64_t layers, int64_t directions) : layers_(layers), directions_(directions) {}
+
   int64_t layers_, directions_;
   std::vector<std::unique_ptr<Panels<T>>> panels_;
 };
@@ -45,7 +53,7 @@ struct NetworkTape {
   std::vector<Range> segments[2];      // by direction, first one first
   std::vector<LayerTape<T>> layers;    // directions inner; empty where there are several segments
   std::vector<Buffer<T>> checkpoints;  // directions inner: [segments - 1,B,state] before each segment but the first
-  std::vector<Buffer<T>> inputs;       // of each stage, where one is run again: [T,B,I]
+  std::vector<Buffer<T>> inputs;       // x of each stage, where one is run again
   Buffer<T> h0, c0;                    // then, where they are not zero: the initial states
 
   // Room for all of it. every: the fewest steps of a segment, 0 for one segment, kAutomatic for sqrt(T).
@@ -63,7 +71,7 @@ struct NetworkTape {
 template <class T>
 struct NetworkForward {
   int64_t T_, B;
-  Sequence<const T> x;    // [T,B,I]
+  Sequence<const T> x;    // [T,B,input]
   const T *h0, *c0;       // [L*D,B,output], [L*D,B,H]; null: zero
   Sequence<T> y;          // [T,B,D*output]; null: not wanted
   T *h_n, *c_n;           // both null where a segment runs again
@@ -80,7 +88,7 @@ struct NetworkBackward {
   T *dh0, *dc0;
   int64_t truncate = 0;  // as BackwardArgs
   struct Weights {
-    T *w_x, *w_h, *b, *w_p, *peephole;  // as BackwardArgs
+    T *w_x, *w_h, *b, *w_p, *peephole, *gamma_x, *gamma_h, *gamma_c, *beta_c;  // as BackwardArgs
   };
   std::vector<Weights> weights;  // directions inner
 };

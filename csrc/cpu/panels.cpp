@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstring>
 
+#include "drawing.h"
 #include "plan.h"
 #include "threads.h"
 
@@ -20,9 +21,16 @@ int64_t spread(int64_t elements, int64_t element_bytes) {
   return bytes % 512 == 0 ? (bytes + kLine) / element_bytes : elements;
 }
 
+template <class T>
+Buffer<T> copy_of(const Buffer<T>& from) {
+  Buffer<T> copy(from.size());
+  std::copy_n(from.data(), from.size(), copy.data());
+  return copy;
+}
+
 }  // namespace
 
-Layout::Layout(Shape shape, int lanes_, int panel_, int64_t element_bytes)
+Layout::Layout(Shape shape, const CellOptions& cell, int lanes_, int panel_, int64_t element_bytes)
     : lanes(lanes_),
       panel(panel_),
       blocks(round_up(shape.H, lanes) / lanes),
@@ -36,7 +44,10 @@ Layout::Layout(Shape shape, int lanes_, int panel_, int64_t element_bytes)
       h_offset(round_up(shape.I, lanes)),
       x_offset(h_offset - shape.I),
       operand_stride(spread(h_offset + round_up(shape.output(), lanes), element_bytes)),
-      d_pre_stride(spread(columns, element_bytes)) {}
+      d_block(cell.dropout_per_gate ? lanes : 4 * lanes),
+      d_gate(cell.dropout_per_gate ? round_up(units, panel) : lanes),
+      d_columns(cell.dropout_per_gate ? 4 * d_gate : columns),
+      d_pre_stride(spread(d_columns, element_bytes)) {}
 
 template <class T>
 Panels<T>::Panels(const Kernels<T>& kernels_, Shape shape_, const CellOptions& cell_, const RawWeights<T>& raw,
@@ -44,11 +55,13 @@ Panels<T>::Panels(const Kernels<T>& kernels_, Shape shape_, const CellOptions& c
     : kernels(kernels_),
       shape(shape_),
       cell(cell_),
-      layout(shape_, kernels_.lanes, kernels_.panel, sizeof(T)),
+      layout(shape_, cell_, kernels_.lanes, kernels_.panel, sizeof(T)),
       storage(storage_),
       bias(layout.columns),
       projection(shape_.P > 0 ? size_product(layout.output_padded, shape_.H) : 0),
       peepholes(raw.peephole ? 3 * layout.units : 0),
+      norm_gains(raw.gamma_x ? 2 * layout.columns : 0),
+      norm_output(raw.gamma_x ? 2 * layout.units : 0),
       whole_(size_product(layout.columns, layout.depth)) {
   const Timed timed(active_profile(), kPack);
   const int members = team(threads);
@@ -71,20 +84,26 @@ Panels<T>::Panels(const Kernels<T>& kernels_, Shape shape_, const CellOptions& c
 template <class T>
 void Panels<T>::pack_blocks(const RawWeights<T>& raw, int64_t begin, int64_t end) {
   const int64_t H = shape.H, I = shape.I, W = layout.panel, L = layout.lanes;
+  const auto part = [L](const T* from, int64_t units, T* to) {
+    std::fill_n(to, L, T(0));
+    std::copy_n(from, units, to);
+  };
   for (int64_t block = begin; block < end; ++block)
     for (int64_t gate = 0; gate < 4; ++gate) {
       const int64_t row = gate * H + block * L, column = (block * 4 + gate) * L, units = std::min(L, H - block * L);
       T* to = whole_.data() + column / W * layout.depth * W + column % W;
       for (int64_t k = 0; units < L && k < layout.depth; ++k) std::fill_n(to + k * W, L, T(0));
-      kernels.transpose(raw.w_x + row * I, I, units, I, to, W);
+      if (raw.w_x) kernels.transpose(raw.w_x + row * I, I, units, I, to, W);
       kernels.transpose(raw.w_h + row * shape.output(), shape.output(), units, shape.output(), to + I * W, W);
       std::fill_n(bias.data() + column, L, T(0));
       if (raw.b_ih)
         for (int64_t u = 0; u < units; ++u) bias.data()[column + u] = raw.b_ih[row + u] + raw.b_hh[row + u];
-      if (!raw.peephole || gate == 3) continue;
-      T* peephole = peepholes.data() + (block * 3 + gate) * L;
-      std::fill_n(peephole, L, T(0));
-      std::copy_n(raw.peephole + row, units, peephole);
+      if (raw.peephole && gate < 3) part(raw.peephole + row, units, peepholes.data() + (block * 3 + gate) * L);
+      if (!raw.gamma_x) continue;
+      part(raw.gamma_x + row, units, norm_gains.data() + column);
+      part(raw.gamma_h + row, units, norm_gains.data() + layout.columns + column);
+      if (gate < 2)
+        part((gate == 0 ? raw.gamma_c : raw.beta_c) + block * L, units, norm_output.data() + (block * 2 + gate) * L);
     }
 }
 
@@ -93,6 +112,29 @@ template <class T>
 int Panels<T>::team(int threads) const {
   constexpr int64_t kWorthSharing = 1024 * 1024;
   return layout.columns * layout.depth * int64_t(sizeof(T)) < kWorthSharing ? 1 : threads;
+}
+
+template <class T>
+Panels<T>::Panels(const Panels& from, const Draws& draws)
+    : kernels(from.kernels),
+      shape(from.shape),
+      cell(from.cell),
+      layout(from.layout),
+      storage(from.storage),
+      bias(copy_of(from.bias)),
+      projection(copy_of(from.projection)),
+      peepholes(copy_of(from.peepholes)),
+      norm_gains(copy_of(from.norm_gains)),
+      norm_output(copy_of(from.norm_output)),
+      whole_(copy_of(from.whole_)) {
+  const int64_t W = layout.panel, L = layout.lanes, n = shape.output();
+  Buffer<T> scales(n);
+  for (int64_t row = 0; row < 4 * shape.H; ++row) {
+    const int64_t gate = row / shape.H, unit = row % shape.H, column = (unit / L * 4 + gate) * L + unit % L;
+    weight_scales(kernels, cell, draws, row, n, scales.data());
+    T* at = whole_.data() + column / W * layout.depth * W + shape.I * W + column % W;
+    for (int64_t k = 0; k < n; ++k) at[k * W] *= scales.data()[k];
+  }
 }
 
 template <class T>
@@ -146,19 +188,24 @@ void Panels<T>::to_int8() {
   whole_ = Buffer<T>();
 }
 
-// The rows first .. first + count of the gate panels as columns: [padded / panel][columns][panel].
+// The rows first .. first + count of the gate panels as columns: [padded / panel][columns][panel], in the order of d_pre.
 template <class T>
 Buffer<T> Panels<T>::transposed_rows(int64_t first, int64_t count, int64_t padded, int threads) const {
-  const int64_t W = layout.panel, C = layout.columns;
+  const int64_t W = layout.panel, C = layout.columns, L = layout.lanes;
+  const auto place = [&](int64_t column) {  // of the first of a vector
+    const int64_t vector = column / L;
+    return cell.dropout_per_gate ? vector % 4 * layout.units + vector / 4 * L : column;
+  };
+  const int64_t step = cell.dropout_per_gate ? L : W;  // columns that stay together
   Buffer<T> to(size_product(padded, C));
   if (count != padded) std::fill_n(to.data(), to.size(), T(0));
   const int members = team(threads);
   run_team(members, [&](int rank) {
     const Range columns = share(C, members, rank, W);
     for (int64_t n = 0; n < count; n += W)
-      for (int64_t column = columns.begin; column < columns.end; column += W)
-        kernels.transpose(whole_.data() + column * layout.depth + (first + n) * W, W, std::min(W, count - n), W,
-                          to.data() + n * C + column * W, W);
+      for (int64_t column = columns.begin; column < columns.end; column += step)
+        kernels.transpose(whole_.data() + column / W * W * layout.depth + (first + n) * W + column % W, W,
+                          std::min(W, count - n), step, to.data() + n * C + place(column) * W, W);
   });
   return to;
 }

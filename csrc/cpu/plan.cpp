@@ -7,14 +7,15 @@ namespace {
 
 // The measured rule (2 cores of Zen 3, then of Zen 4): rows as long as each thread keeps enough of them to reuse every weight
 // that it reads, a few being enough where the weights are small; else the units, which divide the weights.
-Plan split(const Shape& shape, const Layout& layout, int64_t element_bytes, int threads, int64_t unit_grain) {
+Plan split(const Shape& shape, const Layout& layout, int64_t element_bytes, const Needs& needs, int threads,
+           int64_t unit_grain) {
   Plan plan;
   const int64_t weight_bytes = layout.columns * layout.depth * element_bytes;
   const int64_t step = shape.B * layout.columns * layout.depth;  // multiply-adds
   constexpr int64_t kWorthStarting = 96 * 1024;                  // a team of threads for so many in all steps
   constexpr int64_t kWorthMeeting = 24 * 1024;                   // after so many
   if (step * shape.T < kWorthStarting) return plan;
-  if (shape.P > 0) {  // the projection needs every unit of a row
+  if (needs.whole_rows) {
     plan.row_groups = int(std::min<int64_t>(threads, shape.B));
     return plan;
   }
@@ -56,22 +57,22 @@ Range share(int64_t n, int64_t parts, int64_t part, int64_t grain) {
   return {std::min(n, grains * part / parts * grain), std::min(n, grains * (part + 1) / parts * grain)};
 }
 
-Plan plan_forward(const Shape& shape, const Layout& layout, int64_t element_bytes, int threads) {
-  Plan plan = split(shape, layout, element_bytes, threads, forward_grain(layout));
+Plan plan_forward(const Shape& shape, const Layout& layout, int64_t element_bytes, const Needs& needs, int threads) {
+  Plan plan = split(shape, layout, element_bytes, needs, threads, forward_grain(layout));
   prefetch_panels(plan, layout.columns * layout.depth * element_bytes);
   // A handful of rows is bound by reading the weights once per step: reading W once per many steps halves that.
   constexpr int64_t kFewRows = 3, kHoistedRows = 48;
-  if (shape.B > 0 && shape.B <= kFewRows && shape.T > 1 && plan.row_groups == 1)
+  if (shape.B > 0 && shape.B <= kFewRows && shape.T > 1 && plan.row_groups == 1 && !needs.every_step)
     plan.hoisted_steps = std::min(shape.T, std::max<int64_t>(1, kHoistedRows / shape.B));
   return plan;
 }
 
-Plan plan_backward(const Shape& shape, const Layout& layout, int64_t element_bytes, bool only_matrices, int threads) {
-  Plan plan = split(shape, layout, element_bytes, threads, backward_grain(layout));
+Plan plan_backward(const Shape& shape, const Layout& layout, int64_t element_bytes, const Needs& needs, int threads) {
+  Plan plan = split(shape, layout, element_bytes, needs, threads, backward_grain(layout));
   plan.row_block = 60;
   prefetch_panels(plan, layout.columns * layout.depth * element_bytes);
   constexpr int64_t kFewRows = 16;
-  plan.single_step = shape.T == 1 && shape.B <= kFewRows && shape.P == 0 && only_matrices;
+  plan.single_step = shape.T == 1 && shape.B <= kFewRows && shape.P == 0 && needs.usual_gradients;
   return plan;
 }
 

@@ -30,9 +30,21 @@ struct Plan {
 inline int64_t forward_grain(const Layout& layout) { return std::max<int64_t>(1, layout.panel / (4 * layout.lanes)); }
 inline int64_t backward_grain(const Layout& layout) { return std::max<int64_t>(1, layout.panel / layout.lanes); }
 
-Plan plan_forward(const Shape& shape, const Layout& layout, int64_t element_bytes, int threads);
-// only_matrices: W, U and biases are all weights there are.
-Plan plan_backward(const Shape& shape, const Layout& layout, int64_t element_bytes, bool only_matrices, int threads);
+// What the variant of a cell asks of a plan.
+struct Needs {
+  bool whole_rows = false;      // a thread has every unit of its rows: a projection, layer normalisation
+  bool every_step = false;      // x . W in the step itself: normalised, or of inputs that are dropped
+  bool usual_gradients = true;  // W, U and biases are all weights there are, and d_pre is the gradient of both products
+};
+
+template <class T>
+Needs needs_of(const Panels<T>& panels, bool training) {
+  const bool drops = training && panels.cell.drops_inputs(), norm = panels.normalised();
+  return {panels.shape.P > 0 || norm, norm || drops, panels.peepholes.size() == 0 && !norm && !drops};
+}
+
+Plan plan_forward(const Shape& shape, const Layout& layout, int64_t element_bytes, const Needs& needs, int threads);
+Plan plan_backward(const Shape& shape, const Layout& layout, int64_t element_bytes, const Needs& needs, int threads);
 
 // Terms of one chain of a long product: its error grows with its length, and each end of a chain costs a little time.
 constexpr int64_t kChain = 128;  // at most 512: whole numbers of int8 and int16 must not overflow 32 bits

@@ -1,7 +1,7 @@
 // What zoneout keeps of h and c, for one layer and direction: random zeros and ones in training, the expectation in inference.
 // Drawn anew wherever it is needed, since it is a function of the place alone.
 #pragma once
-#include "../philox.h"
+#include "drawing.h"
 #include "panels.h"
 #include "plan.h"
 
@@ -37,21 +37,11 @@ class Zoneout {
     if (p == 0) return nullptr;
     if (!draws_.training) return keep_.data() + half * width();
     T* const to = keep_.data() + (2 * thread + half) * rows_ * width();
-    const uint64_t seed = seed_of(kind, draws_.seed);
+    const RowDraw<T> draw{panels_.kernels, draws_, kind, p, T(0), T(1)};
     const int64_t first = units.begin / 4 * 4;
-    Draw<T> draw{};
-    draw.key[0] = uint32_t(seed), draw.key[1] = uint32_t(seed >> 32);
-    draw.threshold = threshold_of(p);
-    draw.dropped = 1;
-    draw.n = units.end - first;
-    for (int64_t row = rows.begin; row < rows.end; ++row) {
-      draw.counter[0] = place_of(draws_.layer, draws_.direction, first / 4);
-      draw.counter[1] = draws_.first_step + uint32_t(t);
-      draw.counter[2] = uint32_t(timeline_.order[row]);
-      draw.counter[3] = draws_.call;
-      draw.to = to + (row - rows.begin) * width() + first;
-      panels_.kernels.draw(draw);
-    }
+    for (int64_t row = rows.begin; row < rows.end; ++row)
+      draw(draws_.first_step + uint32_t(t), timeline_.order[row], first, units.end - first,
+           to + (row - rows.begin) * width() + first);
     return to;
   }
 

@@ -67,8 +67,8 @@ py::tuple forward_of(const std::shared_ptr<const Network<T>>& network, const Wei
   const Shape& shape = network->shape(0);
   const int64_t L = network->layers() * network->directions(), n = network->output(), H = shape.H;
   const py::array x_array = typed_array<T>(x_object, "x");
-  const SequenceLayout layout = layout_of(x_array, shape.I, options.batch_first);
-  const auto x = sequence_input<T>(x_array, "x", layout, shape.I);
+  const SequenceLayout layout = layout_of(x_array, network->input(0), options.batch_first);
+  const auto x = sequence_input<T>(x_array, "x", layout, network->input(0));
   const auto [h0_object, c0_object] = state_pair(state, "state");
   const auto h0 = state_input<T>(h0_object, "state[0] (h0)", L, layout, shape.output());
   const auto c0 = state_input<T>(c0_object, "state[1] (c0)", L, layout, H);
@@ -112,6 +112,8 @@ py::tuple forward_of(const std::shared_ptr<const Network<T>>& network, const Wei
   Tape::Of<T> kept{network, {}};
   NetworkTape<T>& tape = kept.tape;
   run_interruptible([&](Interrupt& interrupt) {
+    if (options.training && network->panels(0, 0).cell.weight_drop > 0)
+      kept.network = network->dropped(options.dropout_seed, uint32_t(options.dropout_call));
     tape.timelines = std::make_unique<Timelines>(layout.T, layout.B, step_marks(lengths, mask, reset, options.repeat),
                                                  network->directions());
     if (options.training) {
@@ -120,7 +122,7 @@ py::tuple forward_of(const std::shared_ptr<const Network<T>>& network, const Wei
                       uint32_t(options.dropout_step)};
       tape.allocate(*network, options.checkpoint_every, h0.data, c0.data);
     }
-    network_forward(*network, args, *tape.timelines, options.training ? &tape : nullptr, threads, interrupt);
+    network_forward(*kept.network, args, *tape.timelines, options.training ? &tape : nullptr, threads, interrupt);
   });
   py::object tape_object = py::none();
   if (options.training)
@@ -145,14 +147,14 @@ py::tuple backward_of(const Tape::Of<T>& kept, const Tape& tape, py::handle dy_o
   const auto dc_n = state_input<T>(dc_object, "dstate[1] (dc_n)", L, layout, shape.H);
   const int threads = threads_or_default(threads_object);
 
-  py::array dx = new_sequence<T>(layout, shape.I);
+  py::array dx = new_sequence<T>(layout, network.input(0));
   py::array dh0 = new_state<T>(L, layout, shape.output()), dc0 = new_state<T>(L, layout, shape.H);
   NetworkBackward<T> args{dy.sequence,
                           dcells.sequence,
                           dgates.sequence,
                           dh_n.data,
                           dc_n.data,
-                          sequence_output<T>(dx, layout, shape.I),
+                          sequence_output<T>(dx, layout, network.input(0)),
                           static_cast<T*>(dh0.mutable_data()),
                           static_cast<T*>(dc0.mutable_data()),
                           truncate,
@@ -165,11 +167,15 @@ py::tuple backward_of(const Tape::Of<T>& kept, const Tape& tape, py::handle dy_o
   std::vector<T*> db_hh;  // both biases have the whole gradient, as in torch
   for (int64_t i = 0; i < L; ++i) {
     typename NetworkBackward<T>::Weights one{};
-    one.w_x = add({4 * shape.H, network.shape(i / D).I});
+    if (!network.shape(i / D).given) one.w_x = add({4 * shape.H, network.shape(i / D).I});
     one.w_h = add({4 * shape.H, shape.output()});
     if (tape.parts().bias) one.b = add({4 * shape.H}), db_hh.push_back(add({4 * shape.H}));
     if (shape.P > 0) one.w_p = add({shape.P, shape.H});
     if (tape.parts().peepholes) one.peephole = add({3 * shape.H});
+    if (tape.parts().layer_norm) {
+      one.gamma_x = add({4 * shape.H}), one.gamma_h = add({4 * shape.H});
+      one.gamma_c = add({shape.H}), one.beta_c = add({shape.H});
+    }
     args.weights.push_back(one);
   }
   run_interruptible([&](Interrupt& interrupt) { network_backward(network, kept.tape, args, threads, interrupt); });
@@ -188,11 +194,9 @@ py::list paths(const Weights& weights, int64_t T_, int64_t B, bool training, py:
       shape.T = T_, shape.B = B;
       const Layout& layout = network->panels(layer, 0).layout;
       const std::string name = "layer " + std::to_string(layer) + " ";
-      lines.append(name + "forward: " + plan_forward(shape, layout, sizeof(T), threads).text());
-      if (training)
-        lines.append(
-            name + "backward: " +
-            plan_backward(shape, layout, sizeof(T), network->panels(layer, 0).only_matrices(), threads).text());
+      const Needs needs = needs_of(network->panels(layer, 0), training);
+      lines.append(name + "forward: " + plan_forward(shape, layout, sizeof(T), needs, threads).text());
+      if (training) lines.append(name + "backward: " + plan_backward(shape, layout, sizeof(T), needs, threads).text());
     }
   });
   return lines;
@@ -264,11 +268,11 @@ PYBIND11_MODULE(_core, m) {
   });
 
   py::class_<Weights>(m, "Weights")
-      .def(py::init<py::list, int64_t, int64_t, int64_t, int64_t, int64_t, bool, bool, py::object, std::string,
+      .def(py::init<py::list, int64_t, int64_t, int64_t, int64_t, int64_t, bool, bool, bool, py::object, std::string,
                     py::object>(),
            py::arg("arrays"), py::arg("input_size"), py::arg("hidden_size"), py::arg("num_layers"),
-           py::arg("num_directions"), py::arg("proj_size"), py::arg("bias"), py::arg("peepholes"), py::arg("cell"),
-           py::arg("storage"), py::arg("threads"))
+           py::arg("num_directions"), py::arg("proj_size"), py::arg("bias"), py::arg("peepholes"),
+           py::arg("layer_norm"), py::arg("cell"), py::arg("storage"), py::arg("threads"))
       .def_property_readonly("dtype", &Weights::dtype)
       .def_property_readonly("isa", &Weights::isa)
       .def_property_readonly("nbytes", &Weights::nbytes);

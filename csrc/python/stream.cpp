@@ -56,7 +56,7 @@ class StreamObject {
     const int axes = batched_ ? 2 : 1;
     if (x.ndim() == axes) return step_of(stream, x, out);
     if (x.ndim() == axes + 1) return block_of(stream, x, out);
-    const std::string I = std::to_string(stream.network().shape(0).I), B = std::to_string(stream.B());
+    const std::string I = std::to_string(stream.network().input(0)), B = std::to_string(stream.B());
     const std::string step = batched_ ? "(" + B + ", " + I + ")" : "(" + I + ",)";
     const std::string block =
         batched_ ? (batch_first_ ? "(" + B + ", T, " + I + ")" : "(T, " + B + ", " + I + ")") : "(T, " + I + ")";
@@ -66,7 +66,7 @@ class StreamObject {
 
   template <class T>
   py::array step_of(Stream<T>& stream, const py::array& x, py::handle out) {
-    const int64_t B = stream.B(), I = stream.network().shape(0).I, n = stream.network().output();
+    const int64_t B = stream.B(), I = stream.network().input(0), n = stream.network().output();
     if ((batched_ && x.shape(0) != B) || x.shape(x.ndim() - 1) != I)
       throw py::value_error("x has shape " + shape_text(x) + ": expected " +
                             shape_text(batched_ ? std::vector<int64_t>{B, I} : std::vector<int64_t>{I}));
@@ -98,7 +98,7 @@ class StreamObject {
 
   template <class T>
   py::array block_of(Stream<T>& stream, const py::array& x, py::handle out) {
-    const int64_t I = stream.network().shape(0).I, n = stream.network().output();
+    const int64_t I = stream.network().input(0), n = stream.network().output();
     const SequenceLayout layout = layout_of(x, I, batch_first_);
     if (layout.B != stream.B())
       throw py::value_error("x has shape " + shape_text(x) + ", of " + std::to_string(layout.B) +

@@ -61,20 +61,21 @@ class Weights {
   using Pointer = std::shared_ptr<const Network<T>>;
 
   Weights(const py::list& arrays, int64_t input_size, int64_t hidden_size, int64_t num_layers, int64_t num_directions,
-          int64_t proj_size, bool bias, bool peepholes, const py::object& cell, const std::string& storage,
-          py::object threads_object)
-      : isa_(active_isa()), parts_{bias, peepholes} {
+          int64_t proj_size, bool bias, bool peepholes, bool layer_norm, const py::object& cell,
+          const std::string& storage, py::object threads_object)
+      : isa_(active_isa()), parts_{input_size > 0, bias, peepholes, layer_norm} {
     const int threads = threads_or_default(threads_object);
-    const std::size_t each = 2 + (bias ? 2 : 0) + (proj_size > 0) + peepholes;
+    const std::size_t each = 2 + (bias ? 2 : 0) + (proj_size > 0) + peepholes + (layer_norm ? 4 : 0);
+    const std::size_t absent = input_size > 0 ? 0 : std::size_t(num_directions);
     const auto sane = [](int64_t size) { return size > 0 && size < (int64_t(1) << 31); };
-    const bool sizes =
-        sane(input_size) && sane(hidden_size) && sane(num_layers) && proj_size >= 0 && proj_size < hidden_size;
+    const bool sizes = (input_size == 0 || sane(input_size)) && sane(hidden_size) && sane(num_layers) &&
+                       proj_size >= 0 && proj_size < hidden_size;
     if (!sizes || (num_directions != 1 && num_directions != 2) ||
-        arrays.size() != each * std::size_t(num_layers * num_directions))
+        arrays.size() != each * std::size_t(num_layers * num_directions) - absent)
       throw py::value_error("weights: expected positive sizes, 1 or 2 directions and " + std::to_string(each) +
                             " arrays per layer and direction");
     Shape shape;
-    shape.I = input_size, shape.H = hidden_size, shape.P = proj_size;
+    shape.I = input_size, shape.H = hidden_size, shape.P = proj_size, shape.given = input_size == 0;
     with_element(numpy_array(arrays[0], "weights[0]"), "weights[0]", [&](auto element) {
       using T = typename decltype(element)::type;
       const Storage kind = storage_argument(storage);
@@ -88,9 +89,9 @@ class Weights {
   bool compressed() const {
     return std::visit([](const auto& network) { return network->panels(0, 0).storage != Storage::kWhole; }, network_);
   }
-  // Which weights there are beside W and U.
+  // Which weights there are beside U and the W of later layers.
   struct Parts {
-    bool bias, peepholes;
+    bool first_w, bias, peepholes, layer_norm;
   };
   const Parts& parts() const { return parts_; }
   std::string dtype() const { return network_.index() == 0 ? "float32" : "float64"; }
@@ -126,11 +127,16 @@ class Weights {
     };
     for (int64_t i = 0; i < layers * directions; ++i) {
       RawWeights<T> one{};
-      one.w_x = take({4 * shape.H, i < directions ? shape.I : directions * shape.output()});
+      if (parts_.first_w || i >= directions)
+        one.w_x = take({4 * shape.H, i < directions ? shape.I : directions * shape.output()});
       one.w_h = take({4 * shape.H, shape.output()});
       if (parts_.bias) one.b_ih = take({4 * shape.H}), one.b_hh = take({4 * shape.H});
       if (shape.P > 0) one.w_p = take({shape.P, shape.H});
       if (parts_.peepholes) one.peephole = take({3 * shape.H});
+      if (parts_.layer_norm) {
+        one.gamma_x = take({4 * shape.H}), one.gamma_h = take({4 * shape.H});
+        one.gamma_c = take({shape.H}), one.beta_c = take({shape.H});
+      }
       raw.push_back(one);
     }
     py::gil_scoped_release unlock;

@@ -21,6 +21,7 @@ class Weights:
         proj_size: int,
         bias: bool,
         peepholes: bool,
+        layer_norm: bool,
         cell: LSTMCellOptions,
         storage: str,  # "whole", "bf16", "int8"
         threads: int | None,

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from . import _core
 from .cells import PLAIN, LSTMCellOptions, check_probability
 from .gradients import Gradients
-from .layouts import check_long_sequence, check_truncate
+from .layouts import check_cell, check_long_sequence, check_truncate
 from .weights import WeightSpec, checked_arrays
 
 __all__ = ["PackedWeights", "Tape", "lstm_backward", "lstm_forward"]
@@ -55,11 +55,9 @@ class PackedWeights:
         storage "bf16" or "int8" rounds float32 weights, for inference alone: see `CompressedLSTM`.
         """
         spec, arrays = checked_arrays(weights, spec)
-        waiting = ("input_dropout", "recurrent_dropout", "weight_drop")
-        if spec.layer_norm or not spec.input_size or any(getattr(cell, name) for name in waiting):
-            raise ValueError(f"{spec} with {cell}: expected none of layer_norm, input_size 0, {', '.join(waiting)}")
+        check_cell(spec, cell)
         sizes = (spec.input_size, spec.hidden_size, spec.num_layers, spec.num_directions, spec.proj_size)
-        parts = (spec.bias, spec.peepholes)
+        parts = (spec.bias, spec.peepholes, spec.layer_norm)
         return cls(spec, cell, _core.Weights(arrays, *sizes, *parts, cell, storage, threads))
 
     def paths(self, T: int, B: int, *, training: bool = False, threads: int | None = None) -> list[str]:

@@ -77,14 +77,18 @@ def check_options(
         raise ValueError(f'masked_output is {masked_output!r}, expected "zero" or "repeat"')
     if not 0 <= dropout <= 1:
         raise ValueError(f"dropout is {dropout}, expected a probability from 0 to 1")
-    if cell.input_dropout and not spec.input_size:
-        raise ValueError(
-            f"input_dropout is {cell.input_dropout}, but x holds pre-activations, which have no input: expected 0"
-        )
+    check_cell(spec, cell)
     if not (training and ((dropout and spec.num_layers > 1) or cell.draws)):
         return
     if dropout_seed is None or not 0 <= operator.index(dropout_seed) < 2**64:
         raise ValueError(f"dropout_seed is {dropout_seed}, expected an integer from 0 to 2**64 - 1")
+
+
+def check_cell(spec: WeightSpec, cell: LSTMCellOptions) -> None:
+    if cell.input_dropout and not spec.input_size:
+        raise ValueError(
+            f"input_dropout is {cell.input_dropout}, but x holds pre-activations, which have no input: expected 0"
+        )
 
 
 def check_long_sequence(

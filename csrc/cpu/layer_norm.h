@@ -1,0 +1,108 @@
+// Layer normalisation (Ba, Kiros & Hinton 2016) inside a step: of both products over the 4H gate columns, and of c over the H
+// units. The twins are layer_norm and layer_norm_backward in cells.py.
+// Included by kernels.cpp inside the namespace of one instruction set.
+
+constexpr double kNormEpsilon = 1e-5;  // haste's and torch.nn.LayerNorm's
+
+template <class T>
+inline T sum_of(Vec<T> v) {
+  T sum = 0;
+  for (int lane = 0; lane < kLanes<T>; ++lane) sum += v[lane];
+  return sum;
+}
+
+// Ones for the units of a block that exist, zeros behind them.
+template <class T>
+inline Vec<T> existing(int lanes) {
+  static constexpr struct Ones {
+    T one[kLanes<T>];
+    constexpr Ones() : one() {
+      for (int i = 0; i < kLanes<T>; ++i) one[i] = 1;
+    }
+  } kOnes;
+  return load(kOnes.one, lanes);
+}
+
+// function(offset, ones) for each vector of a row [blocks][PARTS][lanes], in one order wherever it runs.
+template <class T, int PARTS, class F>
+FASTLSTM_INLINE inline void each_vector(int64_t hidden, F function) {
+  for (int64_t unit = 0; unit < hidden; unit += kLanes<T>) {
+    const Vec<T> ones = existing<T>(lanes_of_block<T>(hidden, unit / kLanes<T>));
+    for (int64_t part = 0; part < PARTS; ++part) function(unit * PARTS + part * kLanes<T>, ones);
+  }
+}
+
+// The mean of a row, and one over its deviation.
+template <class T, int PARTS>
+void row_moments(const T* a, int64_t hidden, T* mean, T* inverse) {
+  const T scale = 1 / T(PARTS * hidden);
+  Vec<T> sum{}, squares{};
+  each_vector<T, PARTS>(hidden, [&](int64_t at, Vec<T> ones) FASTLSTM_INLINE { sum += load(a + at) * ones; });
+  *mean = sum_of<T>(sum) * scale;
+  const Vec<T> middle = broadcast<Vec<T>>(*mean);
+  each_vector<T, PARTS>(hidden, [&](int64_t at, Vec<T> ones) FASTLSTM_INLINE {
+    const Vec<T> d = (load(a + at) - middle) * ones;
+    squares = fma(d, d, squares);
+  });
+  *inverse = 1 / T(__builtin_sqrt(sum_of<T>(squares) * scale + T(kNormEpsilon)));
+}
+
+// Both sums of each row, normalised in place, and pre.
+template <class T>
+void normalise_sums(const StepNorm<T>& norm, int64_t rows, int64_t hidden, int64_t columns) {
+  for (int64_t row = 0; row < rows; ++row) {
+    T* sums = norm.sums + row * 2 * columns;
+    for (int part = 0; part < 2; ++part) {
+      T *a = sums + part * columns, mean;
+      row_moments<T, 4>(a, hidden, &mean, norm.inverses + row * 2 + part);
+      const Vec<T> middle = broadcast<Vec<T>>(mean), inverse = broadcast<Vec<T>>(norm.inverses[row * 2 + part]);
+      for (int64_t i = 0; i < columns; i += kLanes<T>) store(a + i, (load(a + i) - middle) * inverse);
+    }
+    for (int64_t i = 0; i < columns; i += kLanes<T>)
+      store(norm.pre + row * columns + i,
+            fma(load(sums + i), load(norm.gains + i),
+                fma(load(sums + columns + i), load(norm.gains + columns + i), load(norm.bias + i))));
+  }
+}
+
+template <class T>
+CellNorm<Vec<T>> cell_norm(const StepNorm<T>& norm, int64_t block, int64_t row) {
+  using V = Vec<T>;
+  const T *output = norm.output + block * 2 * kLanes<T>, *moments = norm.moments + row * 4;
+  return {true,
+          load(output),
+          load(output + kLanes<T>),
+          broadcast<V>(moments[0]),
+          broadcast<V>(moments[1]),
+          broadcast<V>(moments[2]),
+          broadcast<V>(moments[3])};
+}
+
+// Gradients of the two sums of a row from that of pre, and the terms of the gains and the bias.
+template <class T>
+void normalise_backward(const StepBackward<T>& s, int64_t row) {
+  using V = Vec<T>;
+  const StepNorm<T>& norm = s.norm;
+  const int64_t H = s.hidden, L = kLanes<T>, columns = s.block_end * 4 * L;
+  const T scale = 1 / T(4 * H), *d_pre = s.d_pre + row * s.d_pre_stride;
+  T* terms = norm.d_gains + row * s.variant.terms_stride;
+  const auto place = [&](int64_t at) { return at / (4 * L) * s.variant.d_block + at / L % 4 * s.variant.d_gate; };
+  for (int part = 0; part < 2; ++part) {
+    const T *a = norm.sums + (row * 2 + part) * columns, *gains = norm.gains + part * columns;
+    T* d_sum = (part == 0 ? norm.d_x : norm.d_h) + row * s.d_pre_stride;
+    V sum{}, along{};
+    each_vector<T, 4>(H, [&](int64_t at, V) FASTLSTM_INLINE {
+      const V d = load(d_pre + place(at)) * load(gains + at);  // zero beyond the last unit, as the gains are
+      sum += d;
+      along = fma(d, load(a + at), along);
+      store(terms + part * columns + at, load(d_pre + place(at)) * load(a + at));
+      if (part == 0) store(terms + 2 * columns + at, load(d_pre + place(at)));
+    });
+    const V mean = broadcast<V>(sum_of<T>(sum) * scale), mean_along = broadcast<V>(sum_of<T>(along) * scale);
+    const V inverse = broadcast<V>(norm.inverses[row * 2 + part]);
+    each_vector<T, 4>(H, [&](int64_t at, V ones) FASTLSTM_INLINE {
+      const V d = load(d_pre + place(at)) * load(gains + at);
+      store(d_sum + place(at), (d - mean - load(a + at) * mean_along) * inverse * ones);
+    });
+  }
+}
