@@ -51,18 +51,24 @@ def variants(report: Row) -> list[str]:
     return list(dict.fromkeys(row["variant"] for row in report["rows"] if cost(row)))
 
 
-def missing(report: Row) -> list[str]:
-    timed = variants(report)
-    return [name for name in dict.fromkeys(row["variant"] for row in report["rows"]) if name not in timed]
+def values(of: Callable[[Row], float | None], chosen: Iterable[Row]) -> tuple[list[float], str]:
+    """Of the rows that were timed in quiet, or of all where there are none; then with a star."""
+    known = [(value, noisy(row)) for row in chosen if (value := of(row))]
+    quiet = [value for value, is_noisy in known if not is_noisy]
+    return quiet or [value for value, _ in known], "*" * bool(known and not quiet)
+
+
+def noisy(row: Row) -> bool:
+    return any(figures.get("noisy") for figures in row["systems"].values())
 
 
 def spread(of: Callable[[Row], float | None], chosen: Iterable[Row]) -> str:
     """The geometric mean, and from where to where."""
-    known = [value for value in map(of, chosen) if value]
+    known, star = values(of, chosen)
     if not known:
         return ""
-    mean = number(geometric_mean(known))
-    return f"{mean} ({number(min(known))} to {number(max(known))})" if len(known) > 1 else mean
+    between = f" ({number(min(known))} to {number(max(known))})" if len(known) > 1 else ""
+    return number(geometric_mean(known)) + star + between
 
 
 def summary(report: Row) -> str:
@@ -76,15 +82,15 @@ def summary(report: Row) -> str:
 
 
 def means(report: Row) -> str:
-    """In words: all but the plain cell."""
+    """In words: of all but the plain cell."""
     parts = []
     for mode in MODES:
         chosen = [row for row in rows(report, mode) if row["variant"] != PLAIN]
-        if any(map(cost, chosen)):
-            torch = geometric_mean(filter(None, map(gain, chosen)))
-            parts.append(f"{mode}: cost {number(geometric_mean(filter(None, map(cost, chosen))))}")
-            parts[-1] += f", gain {number(torch)}" if torch else ""
-    return "; ".join(parts)
+        for what, of in (("cost", cost), ("gain", gain)):
+            known, star = values(of, chosen)
+            if known:
+                parts.append(f"{what} of {mode} {number(geometric_mean(known))}{star}")
+    return ", ".join(parts).replace("gain of", "gain in")
 
 
 def page(report: Row, picture: str) -> str:
@@ -94,9 +100,9 @@ def page(report: Row, picture: str) -> str:
     facts = f"{machine['cpu']}, {machine['cores']} cores, {machine['system']}; {report['build']['isa_active']}; "
     facts += f"torch {versions['torch']}, fastlstm {versions['fastlstm']}, {commit}."
     parts = [f"# Cell variants: {report['name']}", facts, f"![gain and cost by variant]({picture})"]
-    parts += ["Cost: our time over that of our plain cell; gain: the time of a torch loop over ours. Geometric means "]
-    parts[-1] += f"over all variants but the plain one: {means(report)}."
-    parts += [summary(report)]
+    about = "Cost: our time over that of our plain cell; gain: the time of a torch loop over ours. Figures with a star "
+    about += "were timed beside other processes, and means leave them out. Geometric means of all but the plain cell: "
+    parts += [f"{about}{means(report)}.", summary(report)]
     for mode in MODES:
         lines = [line(row) for row in rows(report, mode)]
         head = ["variant", "T,B,I,H", "threads", "ours", "torch loop", "gain", "cost"]
@@ -128,7 +134,7 @@ def troubles(report: Row) -> list[str]:
 
 def printed(report: Row) -> str:
     dear = [
-        f"  {row['variant']}, {shape(row)}, {row['mode']}, {threads_text(row['threads'])}: {value:.2f}"
+        f"  {', '.join((*line(row)[:2], row['mode'], threads_text(row['threads'])))}: {value:.2f}{'*' * noisy(row)}"
         for row in report["rows"]
         if (value := cost(row)) and value > GOAL
     ]
@@ -166,7 +172,8 @@ def draw(report: Row, path: Path) -> None:
             plain(axes.xaxis)
         left.set_yticks(range(len(names)), names)
         left.set_ylim(len(names) - 0.5, -0.5)
-        right.set_xlim(left=min(0.7, right.get_xlim()[0]))
+        low, high = right.get_xlim()
+        right.set_xlim(min(0.8, low), max(1.4, high))
         right.xaxis.set_minor_formatter(NullFormatter())
         for mode, (marker, colour) in shown(report):
             left.plot([], [], marker, color=colour, label=f"{mode}, mean of shapes and threads")
@@ -184,7 +191,7 @@ def panel(axes: Any, report: Row, names: list[str], of: Callable[[Row], float | 
     for at, name in enumerate(names):
         axes.axhline(at, color=FAINT, alpha=0.3, linewidth=0.6, zorder=0)
         for (mode, (marker, colour)), shift in zip(shown(report), np.array([-0.17, 0.17]), strict=False):
-            values = [value for value in map(of, rows(report, mode, name)) if value]
-            if values:
-                axes.plot(values, [at + shift] * len(values), "|", color=colour, alpha=0.6, markersize=7)
-                axes.plot(geometric_mean(values), at + shift, marker, color=colour, markersize=5.5)
+            known, _ = values(of, rows(report, mode, name))
+            if known:
+                axes.plot(known, [at + shift] * len(known), "|", color=colour, alpha=0.6, markersize=7)
+                axes.plot(geometric_mean(known), at + shift, marker, color=colour, markersize=5.5)

@@ -191,7 +191,7 @@ def test_cell_variants_are_checked_timed_and_drawn(tmp_path: Path) -> None:
         assert torch["error"] <= 1e-5, row
         assert "missing" in ours or (ours["error"] <= 1e-5 and row["systems"]["plain"]["median"] > 0)
     text = (tmp_path / "small.md").read_text()
-    assert "geometric means: inference: cost " in done.stdout and "## Training" in text
+    assert "geometric means: cost of inference " in done.stdout and "## Training" in text
     assert (tmp_path / "small.png").read_bytes().startswith(b"\x89PNG")
 
 
