@@ -172,3 +172,46 @@ def test_memory_of_checkpoints_is_measured_and_drawn(tmp_path: Path) -> None:
     assert tapes[20000, "whole tape"] > 40 * tapes[20000, "checkpoints"]
     assert report["time ratio"].keys() == {"1000", "20000"}
     assert (tmp_path / "small.png").read_bytes().startswith(b"\x89PNG")
+
+
+VARIANTS = ["--shapes", "5,3,4,6", "--threads", "1", "--rounds", "1", "--block", "0.001"]
+
+
+def test_cell_variants_are_checked_timed_and_drawn(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    pytest.importorskip("torch")
+    done = call("variants.py", *VARIANTS, "--folder", tmp_path, "--name", "small")
+    assert done.returncode == 0, done.stdout + done.stderr
+    report = json.loads((tmp_path / "small.json").read_text())
+    assert {("plain", "inference"), ("peepholes", "training"), ("weight_drop", "training")} <= {
+        (row["variant"], row["mode"]) for row in report["rows"]
+    }
+    for row in report["rows"]:
+        ours, torch = row["systems"]["fastlstm"], row["systems"]["torch"]
+        assert torch["error"] <= 1e-5, row
+        assert "missing" in ours or (ours["error"] <= 1e-5 and row["systems"]["plain"]["median"] > 0)
+    text = (tmp_path / "small.md").read_text()
+    assert "geometric means: cost of inference " in done.stdout and "## Training" in text
+    assert (tmp_path / "small.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_wrong_cell_variant_fails_the_run(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    code = "import variants; exact = variants.exact_results\n"
+    code += "variants.exact_results = lambda *case: exact(*case) | {'y': 1.01 * exact(*case)['y']}\n"
+    code += f"sys.exit(variants.main({[*VARIANTS, '--variants', 'plain', '--folder', str(tmp_path)]!r}))"
+    done = call("variants.py", code=code)
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "wrong: fastlstm in plain, inference: y is 9.9e-03 off" in done.stdout
+
+
+def test_docs_show_the_published_costs_of_cell_variants(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    published, page = BENCH / "results" / "variants.json", BENCH.parent / "docs" / "cells.md"
+    if not published.exists():
+        pytest.skip("nothing is published yet")
+    copy = tmp_path / page.name
+    copy.write_text(page.read_text())
+    done = call("variants.py", "--docs", published, "--page", copy)
+    assert done.returncode == 0, done.stderr
+    assert copy.read_text() == page.read_text(), "python bench/variants.py --docs bench/results/variants.json"
