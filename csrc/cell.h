@@ -98,12 +98,11 @@ struct VariantCell {
   struct Function {
     Activation kind;
     V alpha, beta;
-    V low, high;  // what comes out where the input was clipped
+    V low{}, high{};  // what comes out where the input was clipped; of no use where none is
 
     Function(const ActivationOptions& options, V limit)
         : kind(options.kind), alpha(broadcast<V>(Elem<V>(options.alpha))), beta(broadcast<V>(Elem<V>(options.beta))) {
-      low = (*this)(-limit);
-      high = (*this)(limit);
+      if (limit[0] < Elem<V>(kNoLimit)) low = (*this)(-limit), high = (*this)(limit);
     }
     V operator()(V x) const {
       if (kind == Activation::kSigmoid) return value(sigmoid(x));  // the two that nearly all cells have, without a call

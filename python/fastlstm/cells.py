@@ -99,6 +99,13 @@ class LSTMCellOptions:
         return any((self.zoneout_h, self.zoneout_c, self.input_dropout, self.recurrent_dropout, self.weight_drop))
 
 
+def check_cell_options(cell: object) -> LSTMCellOptions:
+    """`cell` itself; raises TypeError for anything but LSTMCellOptions."""
+    if not isinstance(cell, LSTMCellOptions):
+        raise TypeError(f"cell is {cell!r}, a {type(cell).__qualname__}: expected LSTMCellOptions")
+    return cell
+
+
 def check_probability(name: str, p: float) -> float:
     """`p` as a float; raises TypeError or ValueError that names it unless it is a number from 0 to 1."""
     p = _number(name, p, "a number from 0 to 1")

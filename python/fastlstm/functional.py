@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from . import _core
-from .cells import PLAIN, LSTMCellOptions, check_probability
+from .cells import PLAIN, LSTMCellOptions, check_cell_options, check_probability
 from .gradients import Gradients
 from .layouts import check_cell, check_long_sequence, check_truncate
 from .weights import WeightSpec, checked_arrays
@@ -55,7 +55,7 @@ class PackedWeights:
         storage "bf16" or "int8" rounds float32 weights, for inference alone: see `CompressedLSTM`.
         """
         spec, arrays = checked_arrays(weights, spec)
-        check_cell(spec, cell)
+        check_cell(spec, check_cell_options(cell))
         sizes = (spec.input_size, spec.hidden_size, spec.num_layers, spec.num_directions, spec.proj_size)
         parts = (spec.bias, spec.peepholes, spec.layer_norm)
         return cls(spec, cell, _core.Weights(arrays, *sizes, *parts, cell, storage, threads))
@@ -195,8 +195,8 @@ def lstm_forward(
 def _packed(
     weights: Mapping[str, np.ndarray] | PackedWeights, cell: LSTMCellOptions | None, threads: int | None
 ) -> PackedWeights:
-    if cell is not None and not isinstance(cell, LSTMCellOptions):
-        raise TypeError(f"cell is a {type(cell).__qualname__}, expected LSTMCellOptions or None")
+    if cell is not None:
+        check_cell_options(cell)
     if not isinstance(weights, PackedWeights):
         return PackedWeights.of(weights, cell=cell or PLAIN, threads=threads)
     if cell is not None and cell != weights.cell:

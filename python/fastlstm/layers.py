@@ -14,11 +14,12 @@ import numpy as np
 import numpy.typing as npt
 
 from . import _core
-from .cells import PLAIN, LSTMCellOptions, check_probability
+from .cells import PLAIN, LSTMCellOptions, check_cell_options, check_probability
 from .compressed import CompressedLSTM
 from .functional import PackedWeights, Tape, lstm_backward, lstm_forward
 from .gradients import Gradients
 from .inference import InferenceLSTM
+from .layouts import check_cell
 from .weights import WeightSpec, check_array, check_weights, initial_weights
 
 __all__ = ["LSTM", "LSTMWeights"]
@@ -104,7 +105,8 @@ class LSTM(InferenceLSTM):
         self.spec = WeightSpec(
             input_size, hidden_size, num_layers, bias, bidirectional, proj_size, peepholes, layer_norm
         )
-        self.cell = cell
+        self.cell = check_cell_options(cell)
+        check_cell(self.spec, cell)
         self.batch_first = bool(batch_first)
         self.dropout = check_probability("dropout", dropout)
         self.dtype = np.dtype(dtype)
