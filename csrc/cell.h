@@ -86,10 +86,11 @@ template <class V>
 struct CellNorm {
   bool on = false;
   V gain{}, bias{}, mean{}, inverse{}, d_mean{}, d_along{};
+  V d{};  // what comes back, times the gain: rounded as in its mean, so that of one unit nothing is left
 
   V normalised(V c) const { return (c - mean) * inverse; }
   V operator()(V c) const { return fma(normalised(c), gain, bias); }
-  V d_c(V d, V c) const { return inverse * (fma(d, gain, -d_mean) - normalised(c) * d_along); }
+  V d_c(V c) const { return inverse * (d - d_mean - normalised(c) * d_along); }
 };
 
 // The choices of a CellOptions: switches that are the same for all units.
@@ -143,10 +144,7 @@ struct VariantCell {
   V d_gate(V dy, V y) const { return dy * (gates_clipped ? gate_.clipped_slope(y) : gate_.slope(y)); }
   V d_squash(V dy, V y) const { return dy * (gates_clipped ? squash_.clipped_slope(y) : squash_.slope(y)); }
   V d_output(V dy, V y) const { return dy * output_.slope(y); }  // the gradient of what the output function saw
-  V through_output(V dy, V y, V c, V dc) const {
-    const V d = d_output(dy, y);
-    return dc + (norm.on ? norm.d_c(d, c) : d);
-  }
+  V through_output(V dy, V y, V c, V dc) const { return dc + (norm.on ? norm.d_c(c) : d_output(dy, y)); }
   void d_forget(V& d_i, V& d_f) const {
     if (coupled) d_i -= d_f, d_f = V{};
   }

@@ -13,12 +13,14 @@ from typing import Any
 import numpy as np
 
 from fastlstm import functional, reference
+from fastlstm.cells import PLAIN, LSTMCellOptions
 from fastlstm.weights import WeightSpec, initial_weights
 
 # The largest max|a - b| / max|b| that an array may show against a float64 run, and why it is not less.
 TOLERANCE = {
     "float32": 1e-6,  # 8 half-ulps of float32; the activations take up to 5
-    "float32 bias": 2e-6,  # db is one sum over all T*B steps, with nothing that averages its terms as in dW
+    # db, as what belongs to a unit alone, is one sum over all T*B steps, with nothing that averages its terms as in dW
+    "float32 bias": 2e-6,
     "float64": 1e-12,  # far above float64's 1e-16, far below any step that float32 could have taken on the way
     "finite differences": 1e-9,  # five points, h = 1e-3: h**4 of the fifth derivative, 1e-15 / h of rounding
     # How far beyond torch's own error: 2.5 ulps of float32. Our tanh is good to 5 ulps, torch's to 1, and a maximum
@@ -29,6 +31,13 @@ TOLERANCE = {
     # int8 weights multiply x and h as 16-bit numbers: each is off by 1.5e-5 of its row's largest, and sums of them by
     # a few times that; measured up to 1e-4.
     "16-bit activations": 3e-4,
+    # How many times more for a variant of the cell: its activations take up to 6.5 ulps, and those that have
+    # no bound, as zoneout, keep what was off. Measured up to 1.3.
+    "times for a variant": 1.5,
+    "times for a variant, x86_v2": 3.5,  # more roundings, see above; measured up to 3.2 in a sum that cancels
+    # How many times the largest error that NumPy's float32 has in the same case, with layer normalisation: it divides
+    # by deviations as small as 0.003, so that what is left of a rounding is a matter of luck. Measured up to 13.
+    "times NumPy, normalised": 20,
     # An h within rounding of the middle between two levels may go either way: one level of one term, 3e-5 / sqrt(H).
     "a level that rounds the other way": 1e-5,
 }
@@ -36,7 +45,8 @@ TOLERANCE = {
 
 def tolerance(array: str, dtype: str) -> float:
     """The tolerance of an array by the name that `solve` gives it."""
-    return TOLERANCE[dtype + " bias" if dtype == "float32" and array.startswith("dbias") else dtype]
+    by_unit = array.startswith(("dbias", "dweight_peephole", "dgamma", "dbeta"))
+    return TOLERANCE["float32 bias" if dtype == "float32" and by_unit else dtype]
 
 
 @dataclass(frozen=True)
@@ -55,6 +65,9 @@ class Case:
     masked_output: str = "zero"
     dropout: float = 0.0
     x_scale: float = 1.0
+    cell: LSTMCellOptions = PLAIN
+    gates: bool = False  # whether they are asked for, and have a gradient
+    seed: int = 0
 
     def __str__(self) -> str:
         return self.name
@@ -72,6 +85,7 @@ class Problem:
     dstate: tuple[np.ndarray | None, np.ndarray | None] | None
     dcells: np.ndarray | None
     options: dict[str, Any]  # of lstm_forward
+    dgates: np.ndarray | None = None
 
     def astype(self, dtype: str) -> Problem:
         return self.map_arrays(lambda array: array.astype(dtype))
@@ -86,7 +100,7 @@ class Problem:
                 return tuple(through(part) for part in value)
             return None if value is None else change(value)
 
-        names = ("weights", "x", "state", "dy", "dstate", "dcells")
+        names = ("weights", "x", "state", "dy", "dstate", "dcells", "dgates")
         return replace(self, **{name: through(getattr(self, name)) for name in names})
 
     def with_options(self, **options: Any) -> Problem:
@@ -160,6 +174,9 @@ def make_problem(case: Case, seed: int = 0) -> Problem:
         return (pair[0][:, 0], pair[1][:, 0]) if unbatched else pair
 
     weights = initial_weights(spec, dtype=np.float32, rng=rng)
+    for name in weights:
+        if name.startswith(("gamma", "beta")):  # which begin as ones and zeros
+            weights[name] += rng.uniform(-0.5, 0.5, weights[name].shape).astype(np.float32)
     options: dict[str, Any] = {"masked_output": case.masked_output, "batch_first": case.layout == "batch_first"}
     if case.lengths:
         lengths = LENGTHS[case.lengths](T, B, rng)
@@ -169,16 +186,21 @@ def make_problem(case: Case, seed: int = 0) -> Problem:
     if case.reset:
         options["reset"] = laid_out(RESETS[case.reset](T, B, rng), case.layout)
     if case.dropout:
-        options |= {"dropout": case.dropout, "dropout_seed": 2**63 + 12345, "dropout_call": 2**31 + 3}
+        options["dropout"] = case.dropout
+    if case.cell != PLAIN:
+        options["cell"] = case.cell
+    if case.dropout or case.cell.draws:
+        options |= {"dropout_seed": 2**63 + 12345, "dropout_call": 2**31 + 3}
     problem = Problem(
         spec=spec,
         weights={name: array.astype(np.float64) for name, array in weights.items()},
-        x=laid_out(draw(T, B, spec.input_size) * case.x_scale, case.layout),
+        x=laid_out(draw(T, B, spec.x_size) * case.x_scale, case.layout),
         state=draw_state() if case.state else None,
         dy=laid_out(draw(T, B, spec.output_size), case.layout),
         dstate=draw_state(),
         dcells=laid_out(draw(T, B, spec.num_directions * spec.hidden_size), case.layout),
         options=options,
+        dgates=laid_out(draw(T, B, spec.num_directions * 4 * spec.hidden_size), case.layout) if case.gates else None,
     )
     return problem.map_arrays(read_only)
 
@@ -190,7 +212,7 @@ def read_only(array: np.ndarray) -> np.ndarray:
 
 @functools.cache
 def problem_of(case: Case) -> Problem:
-    return make_problem(case)
+    return make_problem(case, case.seed)
 
 
 @functools.cache
@@ -203,12 +225,14 @@ def solve(
     problem: Problem, module: ModuleType = functional, threads: int | None = None, backward_threads: int | None = None
 ) -> dict[str, np.ndarray]:
     """Forward and backward by `module`: every output and gradient by name, the weights' as "d" + their names."""
-    p = problem
-    y, (h_n, c_n), cells, tape = module.lstm_forward(
-        p.x, p.weights, p.state, return_cells=True, threads=threads, **p.options
+    p, with_gates = problem, problem.dgates is not None
+    y, (h_n, c_n), cells, *gates, tape = module.lstm_forward(
+        p.x, p.weights, p.state, return_cells=True, return_gates=with_gates, threads=threads, **p.options
     )
-    grads = module.lstm_backward(tape, p.dy, p.dstate, dcells=p.dcells, threads=backward_threads or threads)
+    given = {"dcells": p.dcells, "dgates": p.dgates, "threads": backward_threads or threads}
+    grads = module.lstm_backward(tape, p.dy, p.dstate, **given)
     found = {"y": y, "h_n": h_n, "c_n": c_n, "cells": cells, "dx": grads.x}
+    found |= {"gates": gates[0]} if with_gates else {}
     return found | {"dh0": grads.state[0], "dc0": grads.state[1]} | {"d" + n: g for n, g in grads.weights.items()}
 
 
@@ -220,15 +244,24 @@ def relative_error(found: np.ndarray, expected: np.ndarray) -> float:
     return difference / float(np.abs(expected).max()) if difference else 0.0
 
 
-def assert_close(found: dict[str, np.ndarray], expected: dict[str, np.ndarray], dtype: str) -> None:
-    """Every array of `expected` is there with its shape, in `dtype`, and within its tolerance."""
+def assert_close(
+    found: dict[str, np.ndarray],
+    expected: dict[str, np.ndarray],
+    dtype: str,
+    times: float = 1.0,
+    least: dict[str, float] | None = None,
+) -> None:
+    """Every array of `expected` is there with its shape, in `dtype`, and within so many times its tolerance.
+
+    least: what is allowed where that is less.
+    """
     assert found.keys() == expected.keys()
     errors = {}
     for name, array in expected.items():
         assert found[name].shape == array.shape and found[name].dtype == dtype, name
         with np.errstate(divide="ignore"):
             error = relative_error(found[name], array)
-        if not error <= tolerance(name, dtype):
+        if not error <= max(tolerance(name, dtype) * times, (least or {}).get(name, 0.0)):
             errors[name] = error
     assert not errors, f"max|a - b| / max|b| of {errors}"
 

@@ -51,9 +51,8 @@ struct CellVariant {
   const T* peepholes;          // [blocks][3][lanes] of i f o; null: none
   const T *keep_h, *keep_c;    // [rows, blocks * lanes] what zoneout keeps, keep_stride apart; null: nothing
   int64_t keep_stride;         // 0: one row for all
-  T* gates;                    // forward: [*, 4 hidden] at this step; null: not wanted
-  const T* d_gates;            // backward: the same; null: zero
-  int64_t gates_stride;        // between the caller's rows
+  const T* d_gates;            // backward: [*, 4 hidden] at this step; null: zero
+  int64_t d_gates_stride;      // between the caller's rows
   int64_t d_block, d_gate;     // backward: as in Layout
   T* d_peepholes;              // backward: [rows, blocks][3][lanes] out, terms_stride apart; null: none
   int64_t terms_stride;
@@ -69,7 +68,7 @@ struct StepNorm {
   T* sums;          // [rows, 2, columns] of x and of h; out in forward: normalised
   T* inverses;      // [rows, 2] of them; out in forward
   T* pre;           // [rows, columns] scratch of forward
-  T* c;             // [rows, blocks * lanes] scratch
+  T *c, *d;         // [rows, blocks * lanes] scratch; d of backward alone
   T* moments;       // [rows, 4] scratch: mean and inverse of c, then the means of CellNorm in backward
   T *d_x, *d_h;     // backward: [rows, ...] out, strides as d_pre's: gradients of x . W and h . U
   T* d_gains;       // backward: [rows][3][columns], terms_stride apart, out: terms of both gains and of the bias
@@ -90,7 +89,7 @@ struct StepForward {
   int64_t h_next_stride;
   T* m;  // [rows, blocks * lanes]: o * tanh(c) before projection; null without
   int64_t m_stride;
-  T* saved;  // [blocks][rows][4][lanes], blocks saved_block_stride apart; null in inference
+  T* saved;  // [blocks][rows][4][lanes], blocks saved_block_stride apart: the gates; null: not wanted
   int64_t saved_block_stride;
   T* y;                               // [*, hidden] at this step; null with projection
   T* cells;                           // [*, hidden] at this step; null: not wanted

@@ -36,7 +36,7 @@ class Backward : public LayerBackward<T> {
     row_terms_ = Buffer<T>(size_product(2, rows, terms_of_row()));
     if (panels.normalised()) {
       d_sums_ = Buffer<T>(size_product(2, 2, rows, layout_.d_pre_stride));
-      norms_ = Buffer<T>(size_product(plan_.threads(), plan_.row_block, layout_.units + 4));
+      norms_ = Buffer<T>(size_product(plan_.threads(), plan_.row_block, 2 * layout_.units + 4));
     }
     if (shape_.P > 0) {
       dm_ = Buffer<T>(size_product(B, round_up(layout_.units, layout_.panel)));
@@ -253,7 +253,7 @@ class Backward : public LayerBackward<T> {
     v.keep_c = zoneout_.of_c(me.rank, rows, units, t);
     v.keep_stride = zoneout_.stride();
     v.d_gates = args_.dgates.step(t);
-    v.gates_stride = args_.dgates.b_stride;
+    v.d_gates_stride = args_.dgates.b_stride;
     return v;
   }
 
@@ -262,8 +262,9 @@ class Backward : public LayerBackward<T> {
     StepNorm<T> n = panels_.step_norm();
     n.sums = tape_->sums.data() + tape_row * 2 * layout_.columns;
     n.inverses = tape_->inverses.data() + tape_row * 2;
-    n.c = norms_.data() + me.rank * plan_.row_block * (layout_.units + 4);
-    n.moments = n.c + plan_.row_block * layout_.units;
+    n.c = norms_.data() + me.rank * plan_.row_block * (2 * layout_.units + 4);
+    n.d = n.c + plan_.row_block * layout_.units;
+    n.moments = n.d + plan_.row_block * layout_.units;
     n.d_x = d_x(buffer_row), n.d_h = d_h(buffer_row);
     n.d_gains = row_terms(buffer_row) + WeightGradients<T>::gains_at(panels_);
     n.d_output = row_terms(buffer_row) + WeightGradients<T>::output_at(panels_);
@@ -368,7 +369,7 @@ class Backward : public LayerBackward<T> {
   Buffer<T> d_pre_;            // [2, chunk rows, d_pre_stride]
   Buffer<T> d_sums_;           // [2, 2, chunk rows, d_pre_stride] with normalisation: d_x, d_h
   Buffer<T> row_terms_;        // [2, chunk rows, terms_of_row]
-  Buffer<T> norms_;            // [threads, row_block, units + 4] with normalisation: scratch
+  Buffer<T> norms_;            // [threads, row_block, 2 units + 4] with normalisation: scratch
   Buffer<T> dm_, m_, dh_out_;  // with projection: [B, units], [2, chunk rows, units], [2, chunk rows, output_padded]
 };
 

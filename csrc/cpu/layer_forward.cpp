@@ -29,6 +29,7 @@ class Forward : public LayerPass {
         zoneout_(panels, args.draws, args.timeline, plan_.threads(), plan_.row_block) {
     if (tape) tape->steps = steps_;
     for (int i = 0; i < plan_.row_groups; ++i) groups_.push_back(make_group(i));
+    if (args.gates && !tape) gates_ = Buffer<T>(size_product(plan_.threads(), plan_.row_block, layout_.columns));
     if (normalised()) norms_ = Buffer<T>(size_product(plan_.threads(), plan_.row_block, norm_scratch()));
   }
 
@@ -226,6 +227,9 @@ class Forward : public LayerPass {
     if (tape_) {
       k.saved = tape_->gates.data() + ((s - steps_.begin) * layout_.blocks * shape_.B + row) * 4 * layout_.lanes;
       k.saved_block_stride = shape_.B * 4 * layout_.lanes;
+    } else if (args_.gates) {
+      k.saved = gates_.data() + me.rank * plan_.row_block * layout_.columns;
+      k.saved_block_stride = rows.size() * 4 * layout_.lanes;
     }
     k.y = args_.y.step(t);
     k.y_stride = args_.y.b_stride;
@@ -236,13 +240,25 @@ class Forward : public LayerPass {
     k.flags_next = flags(s + 1, row);
     k.repeat = time_.repeat;
     k.profile = me.profile;
-    if (varies()) k.variant = variant(me, rows, t);
+    if (!panels_.plain_cell()) k.variant = variant(me, rows, t);
     if (normalised()) k.norm = norm(me, row, s);
     panels_.kernels.step_forward(k);
+    if (args_.gates) copy_gates(k, t);
     if (shape_.P > 0) project_outputs(g, me, k, rows, t);
   }
 
-  bool varies() const { return !panels_.plain_cell() || args_.gates; }
+  // What a step saved, for the caller; steps that do not count have none.
+  void copy_gates(const StepForward<T>& k, int64_t t) const {
+    const int64_t H = shape_.H, L = layout_.lanes;
+    for (int64_t block = k.block_begin; block < k.block_end; ++block)
+      for (int64_t row = 0; row < k.gates.rows; ++row) {
+        const bool held = k.flags && (k.flags[row] & kHeld);
+        const T* from = k.saved + block * k.saved_block_stride + row * 4 * L;
+        T* to = args_.gates.row(t, k.order[row]) + block * L;
+        for (int64_t gate = 0; gate < 4; ++gate)
+          fill(to + gate * H, held ? nullptr : from + gate * L, std::min(L, H - block * L));
+      }
+  }
 
   CellVariant<T> variant(const Member& me, Range rows, int64_t t) const {
     const Range units{me.blocks.begin * layout_.lanes, me.blocks.end * layout_.lanes};
@@ -252,8 +268,6 @@ class Forward : public LayerPass {
     if (shape_.P == 0) v.keep_h = zoneout_.of_h(me.rank, rows, units, t);
     v.keep_c = zoneout_.of_c(me.rank, rows, units, t);
     v.keep_stride = zoneout_.stride();
-    v.gates = args_.gates.step(t);
-    v.gates_stride = args_.gates.b_stride;
     return v;
   }
 
@@ -362,6 +376,7 @@ class Forward : public LayerPass {
   ForwardProducts<T> products_;
   Zoneout<T> zoneout_;
   std::vector<std::unique_ptr<Group>> groups_;
+  Buffer<T> gates_;  // [threads, row_block, columns] where they are wanted and there is no tape
   Buffer<T> norms_;  // [threads, row_block, norm_scratch]; empty without normalisation
 };
 

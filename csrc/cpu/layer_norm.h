@@ -75,7 +75,8 @@ CellNorm<Vec<T>> cell_norm(const StepNorm<T>& norm, int64_t block, int64_t row) 
           broadcast<V>(moments[0]),
           broadcast<V>(moments[1]),
           broadcast<V>(moments[2]),
-          broadcast<V>(moments[3])};
+          broadcast<V>(moments[3]),
+          V{}};
 }
 
 // Gradients of the two sums of a row from that of pre, and the terms of the gains and the bias.

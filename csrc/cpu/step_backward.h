@@ -3,7 +3,7 @@
 
 template <class T, class Cell>
 void load_d_gates(const StepBackward<T>& s, int64_t row, int64_t unit, Cell& cell, int lanes) {
-  const T* from = s.variant.d_gates + s.order[row] * s.variant.gates_stride + unit;
+  const T* from = s.variant.d_gates + s.order[row] * s.variant.d_gates_stride + unit;
   for (int gate = 0; gate < 4; ++gate) cell.d_gates[gate] = load(from + gate * s.hidden, lanes);
 }
 
@@ -62,6 +62,7 @@ void add_moments(const StepBackward<T>& s, int64_t block) {
     const V o = load(s.saved + block * s.saved_block_stride + (row * 4 + 3) * L);
     const auto in = incoming<T, FLAGGED, true>(s, row, block, lanes, false);
     const V d = cell.d_output(in.dh * o, cell.output(c)) * cell.norm.gain;
+    store(s.norm.d + (row * s.block_end + block) * L, d);
     T* moments = s.norm.moments + row * 4;
     moments[2] += sum_of<T>(d) / T(s.hidden);
     moments[3] += sum_of<T>(d * cell.norm.normalised(c)) / T(s.hidden);
@@ -117,6 +118,7 @@ void cell_rows_backward(const StepBackward<T>& s, int64_t block) {
         c_new = gates.f * c_in + gates.i * gates.g;
         if (s.norm.gains) {
           cell.norm = cell_norm(s.norm, block, row);
+          cell.norm.d = load(s.norm.d + (row * s.block_end + block) * L);
           const V c_seen = cell.clip(c_new);
           d_bias = cell.d_output(dh * gates.o, cell.output(c_seen));
           d_gain = d_bias * cell.norm.normalised(c_seen);

@@ -1,13 +1,6 @@
 // A step forward: the products of some units' gates, a block at a time, and the cell on what they give.
 // Included by kernels.cpp inside the namespace of one instruction set.
 
-template <class T>
-void store_gates(const StepForward<T>& s, int64_t row, int64_t unit, const Gates<Vec<T>>& gates, int lanes) {
-  T* to = s.variant.gates + s.order[row] * s.variant.gates_stride + unit;
-  store(to, gates.i, lanes), store(to + s.hidden, gates.f, lanes);
-  store(to + 2 * s.hidden, gates.g, lanes), store(to + 3 * s.hidden, gates.o, lanes);
-}
-
 // The cell for all rows of one block of units; `stash` holds the pre-activations, [rows][4][lanes].
 template <class T, bool TRAINING, bool FLAGGED, bool VARIANT>
 void cell_rows_forward(const StepForward<T>& s, int64_t block, const T* stash, int64_t stash_stride) {
@@ -36,7 +29,6 @@ void cell_rows_forward(const StepForward<T>& s, int64_t block, const T* stash, i
       if (s.variant.keep_c) now.c = zoneout(load(s.variant.keep_c + keep), c_in, now.c);
       if (s.variant.keep_h)
         now.h = zoneout(load(s.variant.keep_h + keep), load(s.h_prev + row * s.gates.a_stride + unit), now.h);
-      if (s.variant.gates) store_gates(s, row, unit, held ? Gates<V>{} : saved, lanes);
     }
     if (held) now = {s.m ? V{} : load(s.h_prev + row * s.gates.a_stride + unit), c_in};
     store(c + row * L, now.c);
