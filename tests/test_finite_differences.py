@@ -82,8 +82,8 @@ def assert_slopes(problem: Problem, found: dict[str, np.ndarray], step: float = 
         assert relative_error(found[name].ravel(), np.array(expected)) <= TOLERANCE["finite differences"], name
 
 
-# The limits are such that about half of the numbers are clipped. A function has no slope at a kink: in none of these cases
-# does a number come within a step of one. Steps are shorter here, for their sake, and since normalisation bends sharply.
+# The limits are such that about half of the numbers are clipped. A function has no slope at a kink: no number of these
+# cases comes within a step of one. Steps are shorter here, for their sake, and since normalisation bends sharply.
 SHORT = 1e-4
 SMOOTH = {
     "peepholes": {"peepholes": True},
