@@ -13,6 +13,9 @@ import numpy as np
 import pytest
 
 from cases import Case, Problem, assert_close, make_problem, solve
+from fastlstm import LSTMCellOptions
+from fastlstm.cells import PLAIN
+from fastlstm.dropout import Draws
 from fastlstm.weights import WeightSpec
 
 torch = pytest.importorskip("torch")
@@ -40,13 +43,28 @@ def keras_weights(problem: Problem, suffix: str) -> list[np.ndarray]:
     return [w["weight_ih" + suffix].T, w["weight_hh" + suffix].T, w["bias_ih" + suffix] + w["bias_hh" + suffix]]
 
 
+def inject(cell: Any, problem: Problem, direction: int, dtype: str) -> None:
+    """Our masks in place of Keras's: `[4,B,n]` with one for each gate, which Keras takes as a list, else `[1,B,n]`."""
+    options, spec = problem.options["cell"], problem.spec
+    place = {"layer": 0, "direction": direction, "first_step": 0, "steps": 1, "batch": problem.x.shape[0]}
+    sizes = (spec.input_size, spec.hidden_size, spec.hidden_size)
+    seeds = problem.options["dropout_seed"], problem.options["dropout_call"]
+    draws = Draws.of(options, True, *seeds, **place, sizes=sizes, dtype=np.dtype(dtype))
+    for name, scales in (("get_dropout_mask", draws.x_scales), ("get_recurrent_dropout_mask", draws.h_scales)):
+        masks = [torch.tensor(scale) for scale in scales]
+        setattr(cell, name, lambda step, masks=masks: masks if options.dropout_per_gate else masks[0])
+
+
 def keras_solve(keras: Any, problem: Problem, dtype: str) -> dict[str, np.ndarray]:
     """What `solve` returns, less the cells and the gradients of the initial state, for one layer of batch-first rows.
 
     Two layers stand for both directions: keras.layers.Bidirectional puts zeros in masked steps, whatever is asked.
     """
     p, spec = problem, problem.spec
-    x, mask = torch.tensor(p.x.astype(dtype), requires_grad=True), torch.tensor(p.options["mask"].astype(bool))
+    x, mask = torch.tensor(p.x.astype(dtype), requires_grad=True), p.options.get("mask")
+    mask, cell = None if mask is None else torch.tensor(mask.astype(bool)), p.options.get("cell", PLAIN)
+    gate, squash, output = cell.activations
+    assert squash == output, "Keras has one activation for both"
     outputs, states, weights = [], [], {}
     for d, suffix in enumerate(["_l0", "_l0_reverse"][: spec.num_directions]):
         layer = keras.layers.LSTM(
@@ -55,12 +73,18 @@ def keras_solve(keras: Any, problem: Problem, dtype: str) -> dict[str, np.ndarra
             return_state=True,
             go_backwards=d == 1,
             zero_output_for_mask=p.options["masked_output"] == "zero",
+            activation=squash.name,
+            recurrent_activation=gate.name,
+            dropout=cell.input_dropout,
+            recurrent_dropout=cell.recurrent_dropout,
             dtype=dtype,
         )
         layer.build(x.shape)
         layer.set_weights(keras_weights(p, suffix))
         state = None if p.state is None else [torch.tensor(a[d].astype(dtype)) for a in p.state]
-        y, *state = layer(x, mask=mask, initial_state=state)
+        if cell.draws:
+            inject(layer.cell, p, d, dtype)
+        y, *state = layer(x, mask=mask, initial_state=state, training=True)
         outputs.append(y.flip(1) if d else y)
         states.append(state)
         weights[suffix] = [weight.value for weight in layer.trainable_weights]
@@ -112,6 +136,30 @@ def test_masks(isa: str, dtype: str, mask: str, masked_output: str, bidirectiona
 
 def test_initial_state_under_a_mask(isa: str, dtype: str) -> None:
     assert_agrees(case_of(WeightSpec(5, 11, bidirectional=True), mask="random"), dtype)
+
+
+# Keras takes four masks, one for each gate, where it drops h, else one of x for all gates.
+DROPOUTS = {
+    "of_x": LSTMCellOptions(input_dropout=0.4),
+    "of_h_per_gate": LSTMCellOptions(recurrent_dropout=0.3, dropout_per_gate=True),
+    "of_both_per_gate": LSTMCellOptions(input_dropout=0.4, recurrent_dropout=0.3, dropout_per_gate=True),
+}
+
+
+@pytest.mark.parametrize("mask", [None, "random"], ids=["", "masked"])
+@pytest.mark.parametrize("bidirectional", [False, True], ids=["one_direction", "both_directions"])
+@pytest.mark.parametrize("dropped", DROPOUTS)
+def test_dropout_with_masks_injected(isa: str, dtype: str, dropped: str, bidirectional: bool, mask: str | None) -> None:
+    spec = WeightSpec(5, 11, bidirectional=bidirectional)
+    assert_agrees(case_of(spec, mask=mask, cell=DROPOUTS[dropped]), dtype)
+
+
+@pytest.mark.parametrize(
+    "gate, squash", [(("hard_sigmoid", 1 / 6), "tanh"), ("sigmoid", "softsign"), ("sigmoid", "elu")]
+)
+def test_activations(isa: str, dtype: str, gate: Any, squash: str) -> None:
+    cell = LSTMCellOptions(activations=(gate, squash, squash))
+    assert_agrees(case_of(WeightSpec(5, 11, bidirectional=True), mask="random", cell=cell), dtype)
 
 
 def test_comparison_depends_on_the_mask() -> None:
