@@ -29,7 +29,8 @@ from worker import Crashed
 
 HERE = Path(__file__).resolve().parent
 DOCS = HERE.parent / "docs" / "cells.md"
-SHAPES = ((100, 1, 64, 128), (100, 32, 64, 128), (100, 32, 256, 256))
+# One row, as it streams; an amplifier's audio; DeepAR; and two of the grid.
+SHAPES = ((100, 1, 64, 128), (500, 50, 1, 16), (47, 32, 48, 40), (100, 32, 64, 128), (100, 32, 256, 256))
 # Of the steps compared with the reference: so few that no number lies on another side of a kink than in float64.
 CHECK_FLOPS = 2e8
 # A process each. In turns with a variant runs the plain cell, so that a noisy minute does not count as its cost.

@@ -16,17 +16,16 @@ class InputScales {
     if (!draws.training || !cell.drops_inputs()) return;
     kinds_ = cell.dropout_per_gate ? 4 : 1;
     scales_ = Buffer<T>(size_product(kinds_, B, layout_.depth));
-    const auto draw = [&](Drawn kind, double p, int gate, int64_t row, int64_t n, T* to) {
+    const auto draw = [&](Drawn kind, double p, int gate, int64_t n, T* to) {
       if (p > 0)
-        RowDraw<T>::scales(panels.kernels, draws, kind, p)(uint32_t(gate), timeline.order[row], 0, n, to);
-      else
-        std::fill_n(to, n, T(1));
+        return RowsDraw<T>::scales(panels.kernels, draws, kind, p)(uint32_t(gate), B, timeline.order, 0, n, to,
+                                                                   layout_.depth);
+      for (int64_t row = 0; row < B; ++row) std::fill_n(to + row * layout_.depth, n, T(1));
     };
-    for (int gate = 0; gate < kinds_; ++gate)
-      for (int64_t row = 0; row < B; ++row) {
-        draw(Drawn::kInput, cell.input_dropout, gate, row, I_, at(gate, row));
-        draw(Drawn::kRecurrent, cell.recurrent_dropout, gate, row, n_, at(gate, row) + I_);
-      }
+    for (int gate = 0; gate < kinds_; ++gate) {
+      draw(Drawn::kInput, cell.input_dropout, gate, I_, at(gate, 0));
+      draw(Drawn::kRecurrent, cell.recurrent_dropout, gate, n_, at(gate, 0) + I_);
+    }
   }
 
   explicit operator bool() const { return kinds_ > 0; }

@@ -154,15 +154,17 @@ struct OuterRows {
   T* to;
 };
 
-// to [n] = `kept` where the random word of a unit reaches the threshold, else `dropped`. The words of units 4 q .. 4 q + 3
-// are philox's of a counter that is q further.
+// to [rows, n] = `kept` where the random word of a unit reaches the threshold, else `dropped`. The words of units
+// 4 q .. 4 q + 3 are philox's of a counter whose first word is q further, and whose third is that of the row.
 template <class T>
 struct Draw {
-  uint32_t counter[4], key[2];
+  uint32_t counter[2], call, key[2];
   uint64_t threshold;
   T kept, dropped;
-  int64_t n;
+  int64_t rows, n;
+  const int64_t* row_words;  // [rows]
   T* to;
+  int64_t stride;
 };
 
 template <class T>

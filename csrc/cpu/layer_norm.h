@@ -6,30 +6,36 @@ constexpr double kNormEpsilon = 1e-5;  // haste's and torch.nn.LayerNorm's
 
 template <class T>
 inline T sum_of(Vec<T> v) {
-  T sum = 0;
-  for (int lane = 0; lane < kLanes<T>; ++lane) sum += v[lane];
-  return sum;
+  T a[kLanes<T>];
+  store(a, v);
+  for (int half = kLanes<T> / 2; half > 0; half /= 2)
+    for (int lane = 0; lane < half; ++lane) a[lane] += a[lane + half];
+  return a[0];
 }
 
-// Ones for the units of a block that exist, zeros behind them.
+// All lanes of a vector, or the first of them and zeros.
 template <class T>
-inline Vec<T> existing(int lanes) {
-  static constexpr struct Ones {
-    T one[kLanes<T>];
-    constexpr Ones() : one() {
-      for (int i = 0; i < kLanes<T>; ++i) one[i] = 1;
-    }
-  } kOnes;
-  return load(kOnes.one, lanes);
-}
+struct All {
+  Vec<T> operator()(Vec<T> v) const { return v; }
+};
+template <class T>
+struct First {
+  int lanes;
+  Vec<T> operator()(Vec<T> v) const {
+    T a[kLanes<T>];
+    store(a, v);
+    return load(a, lanes);
+  }
+};
 
-// function(offset, ones) for each vector of a row [blocks][PARTS][lanes], in one order wherever it runs.
+// function(offset, existing) for each vector of a row [blocks][PARTS][lanes], in one order wherever it runs; existing(v): v
+// with zeros beyond the last unit.
 template <class T, int PARTS, class F>
 FASTLSTM_INLINE inline void each_vector(int64_t hidden, F function) {
-  for (int64_t unit = 0; unit < hidden; unit += kLanes<T>) {
-    const Vec<T> ones = existing<T>(lanes_of_block<T>(hidden, unit / kLanes<T>));
-    for (int64_t part = 0; part < PARTS; ++part) function(unit * PARTS + part * kLanes<T>, ones);
-  }
+  const int64_t whole = hidden / kLanes<T> * PARTS * kLanes<T>;
+  for (int64_t at = 0; at < whole; at += kLanes<T>) function(at, All<T>{});
+  const First<T> first{int(hidden % kLanes<T>)};
+  for (int64_t part = 0; part < PARTS && first.lanes > 0; ++part) function(whole + part * kLanes<T>, first);
 }
 
 // The mean of a row, and one over its deviation.
@@ -37,11 +43,11 @@ template <class T, int PARTS>
 void row_moments(const T* a, int64_t hidden, T* mean, T* inverse) {
   const T scale = 1 / T(PARTS * hidden);
   Vec<T> sum{}, squares{};
-  each_vector<T, PARTS>(hidden, [&](int64_t at, Vec<T> ones) FASTLSTM_INLINE { sum += load(a + at) * ones; });
+  each_vector<T, PARTS>(hidden, [&](int64_t at, auto existing) FASTLSTM_INLINE { sum += existing(load(a + at)); });
   *mean = sum_of<T>(sum) * scale;
   const Vec<T> middle = broadcast<Vec<T>>(*mean);
-  each_vector<T, PARTS>(hidden, [&](int64_t at, Vec<T> ones) FASTLSTM_INLINE {
-    const Vec<T> d = (load(a + at) - middle) * ones;
+  each_vector<T, PARTS>(hidden, [&](int64_t at, auto existing) FASTLSTM_INLINE {
+    const Vec<T> d = existing(load(a + at) - middle);
     squares = fma(d, d, squares);
   });
   *inverse = 1 / T(__builtin_sqrt(sum_of<T>(squares) * scale + T(kNormEpsilon)));
@@ -92,7 +98,7 @@ void normalise_backward(const StepBackward<T>& s, int64_t row) {
     const T *a = norm.sums + (row * 2 + part) * columns, *gains = norm.gains + part * columns;
     T* d_sum = (part == 0 ? norm.d_x : norm.d_h) + row * s.d_pre_stride;
     V sum{}, along{};
-    each_vector<T, 4>(H, [&](int64_t at, V) FASTLSTM_INLINE {
+    each_vector<T, 4>(H, [&](int64_t at, auto) FASTLSTM_INLINE {
       const V d = load(d_pre + place(at)) * load(gains + at);  // zero beyond the last unit, as the gains are
       sum += d;
       along = fma(d, load(a + at), along);
@@ -101,9 +107,9 @@ void normalise_backward(const StepBackward<T>& s, int64_t row) {
     });
     const V mean = broadcast<V>(sum_of<T>(sum) * scale), mean_along = broadcast<V>(sum_of<T>(along) * scale);
     const V inverse = broadcast<V>(norm.inverses[row * 2 + part]);
-    each_vector<T, 4>(H, [&](int64_t at, V ones) FASTLSTM_INLINE {
+    each_vector<T, 4>(H, [&](int64_t at, auto existing) FASTLSTM_INLINE {
       const V d = load(d_pre + place(at)) * load(gains + at);
-      store(d_sum + place(at), (d - mean - load(a + at) * mean_along) * inverse * ones);
+      store(d_sum + place(at), existing((d - mean - load(a + at) * mean_along) * inverse));
     });
   }
 }

@@ -3,29 +3,41 @@
 
 template <class T>
 void draw(const Draw<T>& d) {
-  constexpr int QUADS = 16;  // at a time: loops over them become vectors
+  constexpr int COUNTERS = 16;  // at a time, of one row after the other: loops over them become vectors
   const bool none = d.threshold > 0xffffffffu;
   const uint32_t least = uint32_t(d.threshold);
-  for (int64_t first = 0; first < d.n; first += 4 * QUADS) {
-    uint32_t c0[QUADS], c1[QUADS], c2[QUADS], c3[QUADS], key0 = d.key[0], key1 = d.key[1];
-    for (int q = 0; q < QUADS; ++q) {
-      c0[q] = d.counter[0] + uint32_t(first / 4) + uint32_t(q);
-      c1[q] = d.counter[1], c2[q] = d.counter[2], c3[q] = d.counter[3];
+  const int64_t quads = (d.n + 3) / 4, all = d.rows * quads;
+  int64_t row = 0, quad = 0;
+  for (int64_t first = 0; first < all; first += COUNTERS) {
+    const int count = all - first < COUNTERS ? int(all - first) : COUNTERS;
+    uint32_t c0[COUNTERS] = {}, c1[COUNTERS], c2[COUNTERS] = {}, c3[COUNTERS], key0 = d.key[0], key1 = d.key[1];
+    T* to[COUNTERS];
+    int wanted[COUNTERS];
+    for (int i = 0; i < count; ++i) {
+      c0[i] = d.counter[0] + uint32_t(quad);
+      c2[i] = uint32_t(d.row_words[row]);
+      to[i] = d.to + row * d.stride + 4 * quad;
+      wanted[i] = d.n - 4 * quad < 4 ? int(d.n - 4 * quad) : 4;
+      if (++quad == quads) quad = 0, ++row;
     }
+    for (int i = 0; i < COUNTERS; ++i) c1[i] = d.counter[1], c3[i] = d.call;
     for (int round = 0; round < 10; ++round, key0 += 0x9E3779B9u, key1 += 0xBB67AE85u)
-      for (int q = 0; q < QUADS; ++q) {
-        const uint64_t p0 = uint64_t(0xD2511F53u) * c0[q], p1 = uint64_t(0xCD9E8D57u) * c2[q];
-        c0[q] = uint32_t(p1 >> 32) ^ c1[q] ^ key0, c1[q] = uint32_t(p1);
-        c2[q] = uint32_t(p0 >> 32) ^ c3[q] ^ key1, c3[q] = uint32_t(p0);
+      for (int i = 0; i < COUNTERS; ++i) {
+        const uint64_t p0 = uint64_t(0xD2511F53u) * c0[i], p1 = uint64_t(0xCD9E8D57u) * c2[i];
+        c0[i] = uint32_t(p1 >> 32) ^ c1[i] ^ key0, c1[i] = uint32_t(p1);
+        c2[i] = uint32_t(p0 >> 32) ^ c3[i] ^ key1, c3[i] = uint32_t(p0);
       }
-    T words[4 * QUADS];
-    for (int q = 0; q < QUADS; ++q) {
-      words[4 * q] = c0[q] >= least ? d.kept : d.dropped;
-      words[4 * q + 1] = c1[q] >= least ? d.kept : d.dropped;
-      words[4 * q + 2] = c2[q] >= least ? d.kept : d.dropped;
-      words[4 * q + 3] = c3[q] >= least ? d.kept : d.dropped;
+    T words[4 * COUNTERS];
+    for (int i = 0; i < COUNTERS; ++i) {
+      words[4 * i] = !none && c0[i] >= least ? d.kept : d.dropped;
+      words[4 * i + 1] = !none && c1[i] >= least ? d.kept : d.dropped;
+      words[4 * i + 2] = !none && c2[i] >= least ? d.kept : d.dropped;
+      words[4 * i + 3] = !none && c3[i] >= least ? d.kept : d.dropped;
     }
-    const int64_t left = d.n - first < 4 * QUADS ? d.n - first : 4 * QUADS;
-    for (int64_t i = 0; i < left; ++i) d.to[first + i] = none ? d.dropped : words[i];
+    for (int i = 0; i < count; ++i)
+      if (wanted[i] == 4)
+        __builtin_memcpy(to[i], words + 4 * i, 4 * sizeof(T));
+      else
+        for (int j = 0; j < wanted[i]; ++j) to[i][j] = words[4 * i + j];
   }
 }

@@ -18,12 +18,20 @@ void cell_rows_forward(const StepForward<T>& s, int64_t block, const T* stash, i
     const bool held = FLAGGED && (s.flags[row] & kHeld);
     V c_in = load(c_prev + row * L);
     if (FLAGGED && (s.flags[row] & kCut)) c_in = V{};
-    if constexpr (VARIANT)
-      if (s.norm.gains) cell.norm = cell_norm(s.norm, block, row);
 
+    const Gates<V> in{load(pre), load(pre + L), load(pre + 2 * L), load(pre + 3 * L)};
     Gates<V> saved;
-    CellState<V> now =
-        cell_forward<V>(cell, {load(pre), load(pre + L), load(pre + 2 * L), load(pre + 3 * L)}, c_in, saved);
+    const auto run = [&]() FASTLSTM_INLINE {
+      if constexpr (VARIANT)
+        if (s.norm.gains) {  // c had to be whole before: what is left is h
+          saved = in;
+          cell.norm = cell_norm(s.norm, block, row);
+          const V whole = load(s.norm.c + (row * s.block_end + block) * L);
+          return CellState<V>{in.o * cell.output(whole), whole};
+        }
+      return cell_forward<V>(cell, in, c_in, saved);
+    };
+    CellState<V> now = run();
     if constexpr (VARIANT) {
       const int64_t keep = row * s.variant.keep_stride + unit;
       if (s.variant.keep_c) now.c = zoneout(load(s.variant.keep_c + keep), c_in, now.c);
@@ -73,7 +81,7 @@ void gates_product(Product<T> p, int64_t block, int64_t blocks, int64_t gate_str
   }
 }
 
-// Both products of all blocks come first, since whole rows are normalised; then c of all, then the cell, which does c again.
+// Both products of all blocks come first, since whole rows are normalised; then all gates, in the place of pre, and c; then h.
 template <class T>
 __attribute__((noinline)) void step_forward_normalised(const StepForward<T>& s, CellRowsForward<T> cell_rows) {
   using V = Vec<T>;
@@ -90,12 +98,13 @@ __attribute__((noinline)) void step_forward_normalised(const StepForward<T>& s, 
   for (int64_t block = 0; block < s.block_end; ++block) {
     const auto cell = cell_of<T, true>(s.variant, block);
     for (int64_t row = 0; row < rows; ++row) {
-      const T* pre = norm.pre + row * columns + block * 4 * L;
+      T* pre = norm.pre + row * columns + block * 4 * L;
       const bool cut = s.flags && (s.flags[row] & kCut);
       Gates<V> saved;
       const V c = cut ? V{} : load(s.c_prev + block * s.c_block_stride + row * L);
       store(norm.c + row * units + block * L,
             cell_forward<V>(cell, {load(pre), load(pre + L), load(pre + 2 * L), load(pre + 3 * L)}, c, saved).c);
+      store(pre, saved.i), store(pre + L, saved.f), store(pre + 2 * L, saved.g), store(pre + 3 * L, saved.o);
     }
   }
   for (int64_t row = 0; row < rows; ++row)

@@ -37,11 +37,10 @@ class Zoneout {
     if (p == 0) return nullptr;
     if (!draws_.training) return keep_.data() + half * width();
     T* const to = keep_.data() + (2 * thread + half) * rows_ * width();
-    const RowDraw<T> draw{panels_.kernels, draws_, kind, p, T(0), T(1)};
+    const RowsDraw<T> draw{panels_.kernels, draws_, kind, p, T(0), T(1)};
     const int64_t first = units.begin / 4 * 4;
-    for (int64_t row = rows.begin; row < rows.end; ++row)
-      draw(draws_.first_step + uint32_t(t), timeline_.order[row], first, units.end - first,
-           to + (row - rows.begin) * width() + first);
+    draw(draws_.first_step + uint32_t(t), rows.size(), timeline_.order + rows.begin, first, units.end - first,
+         to + first, width());
     return to;
   }
 
