@@ -33,6 +33,9 @@ DOCS = HERE.parent / "docs" / "cells.md"
 SHAPES = ((100, 1, 64, 128), (500, 50, 1, 16), (47, 32, 48, 40), (100, 32, 64, 128), (100, 32, 256, 256))
 # Of the steps compared with the reference: so few that no number lies on another side of a kink than in float64.
 CHECK_FLOPS = 2e8
+# So many times the tolerances with layer normalisation, which divides by deviations that may be small: with it, torch is as
+# far from the reference as we are (3e-5 over some steps), and both from one another (5e-4 over all).
+NORMALISED = 20
 # A process each. In turns with a variant runs the plain cell, so that a noisy minute does not count as its cost.
 SYSTEMS = {OURS: Rival("rivals.our_cells"), PLAIN: Rival("rivals.our_cells"), TORCH: Rival("rivals.torch_cells")}
 
@@ -49,13 +52,13 @@ def exact_results(case: CellCase, mode: str) -> Results:
     return results
 
 
-def same_over_all_steps(got: Results, expected: Results) -> None:
+def same_over_all_steps(got: Results, expected: Results, times: float) -> None:
     """Raises Wrong. Of gradients the mean counts: of millions of numbers some do lie on another side of a kink."""
     outputs = {name: array for name, array in got.items() if not name.startswith("d")}
-    worst(outputs, expected, FULL_TOLERANCE["float32"])
+    worst(outputs, expected, times * FULL_TOLERANCE["float32"])
     for name in got.keys() - outputs.keys():
         error = np.abs(got[name] - expected[name]).mean() / np.abs(expected[name]).mean()
-        if not error <= 10 * FULL_TOLERANCE["float32"]:
+        if not error <= 10 * times * FULL_TOLERANCE["float32"]:
             raise Wrong(f"{name} is {error:.1e} off in the mean")
 
 
@@ -64,14 +67,15 @@ def measure(variant: Variant, shape: tuple[int, ...], mode: str, team: Team, set
     case = CellCase.of(variant, *shape)
     short = case.shortened(CHECK_FLOPS, mode)
     exact, first, timed = exact_results(short, mode), None, []
+    times = NORMALISED if variant.layer_norm else 1
     row: dict[str, Any] = {"variant": variant.name, "shape": shape, "mode": mode, "threads": team.threads}
     systems: dict[str, dict[str, Any]] = {}
     for name in (OURS, TORCH):
         try:
-            error, where = worst(team.ask(name, "set_up", short, mode), exact, TOLERANCE["float32"])
+            error, where = worst(team.ask(name, "set_up", short, mode), exact, times * TOLERANCE["float32"])
             systems[name] = {"error": error, "error_in": where}
             results = team.ask(name, "set_up", case, mode)
-            same_over_all_steps(results, first or results)
+            same_over_all_steps(results, first or results, times)
             first = first or results
             timed.append(name)
         except (Missing, Wrong, Crashed) as reason:

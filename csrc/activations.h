@@ -21,6 +21,10 @@ template <class V>
   return {a.p * b.p, a.q * b.q};
 }
 template <class V>
+[[gnu::always_inline]] inline Fraction<V> operator-(int /* 1 */, Fraction<V> a) {
+  return {a.q - a.p, a.q};
+}
+template <class V>
 [[gnu::always_inline]] inline V operator+(Fraction<V> a, Fraction<V> b) {
   return value(a) + value(b);
 }

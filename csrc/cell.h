@@ -93,8 +93,9 @@ struct CellNorm {
   V d_c(V c) const { return inverse * (d - d_mean - normalised(c) * d_along); }
 };
 
-// The choices of a CellOptions: switches that are the same for all units.
-template <class V>
+// The choices of a CellOptions: switches that are the same for all units. TEXTBOOK: of the activations, which then stay
+// undivided where they can.
+template <class V, bool TEXTBOOK>
 struct VariantCell {
   struct Function {
     Activation kind;
@@ -106,7 +107,7 @@ struct VariantCell {
       if (limit[0] < Elem<V>(kNoLimit)) low = (*this)(-limit), high = (*this)(limit);
     }
     V operator()(V x) const {
-      if (kind == Activation::kSigmoid) return value(sigmoid(x));  // the two that nearly all cells have, without a call
+      if (kind == Activation::kSigmoid) return value(sigmoid(x));  // the two that most cells have, without a call
       if (kind == Activation::kTanh) return value(tanh(x));
       return activate(kind, x, alpha, beta);
     }
@@ -137,10 +138,31 @@ struct VariantCell {
 
   static V within(V limit, V x) { return max(-limit, min(limit, x)); }
 
-  V gate(V x) const { return gate_(within(gate_limit, x)); }
-  V forget(V i, V x) const { return coupled ? 1 - i : gate(x); }
-  V squash(V x) const { return squash_(within(gate_limit, x)); }
-  V output(V c) const { return output_(norm.on ? norm(c) : c); }
+  auto gate(V x) const {
+    x = within(gate_limit, x);
+    if constexpr (TEXTBOOK)
+      return sigmoid(x);
+    else
+      return gate_(x);
+  }
+  template <class G>
+  G forget(G i, V x) const {
+    return coupled ? 1 - i : gate(x);
+  }
+  auto squash(V x) const {
+    x = within(gate_limit, x);
+    if constexpr (TEXTBOOK)
+      return tanh(x);
+    else
+      return squash_(x);
+  }
+  auto output(V c) const {
+    if (norm.on) c = norm(c);
+    if constexpr (TEXTBOOK)
+      return tanh(c);
+    else
+      return output_(c);
+  }
   V d_gate(V dy, V y) const { return dy * (gates_clipped ? gate_.clipped_slope(y) : gate_.slope(y)); }
   V d_squash(V dy, V y) const { return dy * (gates_clipped ? squash_.clipped_slope(y) : squash_.slope(y)); }
   V d_output(V dy, V y) const { return dy * output_.slope(y); }  // the gradient of what the output function saw

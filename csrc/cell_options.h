@@ -44,10 +44,12 @@ struct CellOptions {
   [[gnu::always_inline]] bool clips_cells() const { return cell_clip < kNoLimit; }
   bool drops_inputs() const { return input_dropout > 0 || recurrent_dropout > 0; }
   bool zones() const { return zoneout_h > 0 || zoneout_c > 0; }
+  [[gnu::always_inline]] bool textbook_activations() const {
+    return gate.kind == Activation::kSigmoid && squash.kind == Activation::kTanh && output.kind == Activation::kTanh;
+  }
   // Whether the textbook's cell will do.
   bool plain() const {
-    return gate.kind == Activation::kSigmoid && squash.kind == Activation::kTanh && output.kind == Activation::kTanh &&
-           !coupled_input_forget && !clips_gates() && !clips_cells() && !zones();
+    return textbook_activations() && !coupled_input_forget && !clips_gates() && !clips_cells() && !zones();
   }
 };
 

@@ -24,7 +24,9 @@ from cases import (
     problem_of,
     relative_error,
 )
+from cell_cases import ALONE, VARIANTS, variant_of
 from fastlstm import LSTM, functional, optim, reference
+from fastlstm.cells import PLAIN
 from fastlstm.compressed import CompressedLSTM, expanded, to_bf16, to_int8
 from fastlstm.weights import WeightSpec
 
@@ -34,11 +36,14 @@ WIDE = [
     Case("rows_of_wide_weights", WeightSpec(301, 259), 3, 50),
 ]
 CASES = [case for case in (*SHAPES, *SHARED, *OPTIONS, *EVERYTHING, *WIDE) if not case.dropout]
+OTHER_CELLS = [variant_of(name, Case("", WeightSpec(7, 37, 2), 9, 5, mask="random")) for name in VARIANTS]
+OTHER_CELLS += [variant_of(name, Case("", WeightSpec(7, 37), 9, 1)) for name in ALONE]
 
 
 def compressed(problem: Problem, storage: str) -> CompressedLSTM:
     spec = WeightSpec.from_weights(problem.weights)
-    return CompressedLSTM.of(spec, bool(problem.options.get("batch_first")), problem.weights, storage)
+    batch_first, cell = bool(problem.options.get("batch_first")), problem.options.get("cell", PLAIN)
+    return CompressedLSTM.of(spec, batch_first, problem.weights, storage, cell)
 
 
 def infer(lstm: CompressedLSTM, problem: Problem, threads: int | None = None) -> dict[str, np.ndarray]:
@@ -50,11 +55,11 @@ def infer(lstm: CompressedLSTM, problem: Problem, threads: int | None = None) ->
 MARKS = ("lengths", "mask", "reset", "masked_output")
 
 
-def truth(lstm: CompressedLSTM, problem: Problem) -> dict[str, np.ndarray]:
+def truth(lstm: CompressedLSTM, problem: Problem, dtype: str = "float64") -> dict[str, np.ndarray]:
     """The reference in float64, with the weights as they were rounded."""
-    weights = {name: array.astype(np.float64) for name, array in lstm.weights.items()}
-    problem = problem.astype("float64")
-    options = {name: value for name, value in problem.options.items() if name in (*MARKS, "batch_first")}
+    weights = {name: array.astype(dtype) for name, array in lstm.weights.items()}
+    problem = problem.astype(dtype)
+    options = {name: value for name, value in problem.options.items() if name in (*MARKS, "batch_first", "cell")}
     options |= {"return_cells": True, "training": False}
     y, (h_n, c_n), cells, _ = reference.lstm_forward(problem.x, weights, problem.state, **options)
     return {"y": y, "h_n": h_n, "c_n": c_n, "cells": cells}
@@ -75,6 +80,21 @@ def test_int8_is_the_reference_on_rounded_weights_but_for_16_bits_of_h(isa: str,
     for name, array in expected.items():
         if array.size:
             assert relative_error(found[name], array) <= TOLERANCE["16-bit activations"], name
+
+
+@pytest.mark.parametrize("case", OTHER_CELLS, ids=str)
+@pytest.mark.parametrize("storage", STORAGES)
+def test_other_cells(isa: str, storage: str, case: Case) -> None:
+    problem = problem_of(case).astype("float32")
+    lstm = compressed(problem, storage)
+    found, expected, rounded = infer(lstm, problem), truth(lstm, problem), truth(lstm, problem, "float32")
+    one = infer(lstm, problem, threads=1)
+    # Normalisation makes more of what is rounded, as much more as of what NumPy rounds in float32.
+    grown = max(1.0, max(relative_error(rounded[name], expected[name]) for name in expected) / TOLERANCE["float32"])
+    allowed = TOLERANCE["16-bit activations"] if storage == "int8" else 4 * TOLERANCE["float32"]
+    for name, array in expected.items():
+        assert relative_error(found[name], array) <= allowed * (20 * grown if case.spec.layer_norm else 1), name
+        assert found[name].tobytes() == one[name].tobytes(), name
 
 
 def levels(a: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

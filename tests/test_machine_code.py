@@ -41,7 +41,7 @@ MOST_IN_A_CELL = 12
 # A cell with options has more numbers than there are registers. They live in memory; the bench says what that costs.
 # Layer normalisation adds up the lanes of a vector there, once a row.
 VARIANTS = (
-    r"cell_rows_(forward<\w+, \w+, \w+, true>|backward<\w+, \w+, true>)|"
+    r"cell_rows_(forward|backward)<.*(Activations|CellKind\)[12])>|"
     r"\b(cell_of|step_forward_normalised|recover_c|add_moments|row_moments|normalise_backward)<"
 )
 

@@ -34,18 +34,35 @@ inline int lanes_of_block(int64_t hidden, int64_t block) {
 
 #include "layer_norm.h"
 
-// The cell of one block of units, by its kind.
-template <class T, bool VARIANT>
+// Which cell a kernel is compiled for.
+enum CellKind { kPlain, kTextbookActivations, kAnyActivations };
+
+template <class T>
+CellKind kind_of(const CellVariant<T>& variant) {
+  if (!variant.options) return kPlain;
+  return variant.options->textbook_activations() ? kTextbookActivations : kAnyActivations;
+}
+
+// The cell of one block of units.
+template <class T, CellKind KIND>
 inline auto cell_of(const CellVariant<T>& variant, int64_t block) {
-  if constexpr (VARIANT) {
-    VariantCell<Vec<T>> cell(*variant.options);
+  if constexpr (KIND == kPlain) {
+    return PlainCell<Vec<T>>{};
+  } else {
+    VariantCell<Vec<T>, KIND == kTextbookActivations> cell(*variant.options);
     cell.has_peepholes = variant.peepholes;
     for (int gate = 0; gate < 3 && variant.peepholes; ++gate)
       cell.p[gate] = load(variant.peepholes + (block * 3 + gate) * kLanes<T>);
     return cell;
-  } else {
-    return PlainCell<Vec<T>>{};
   }
+}
+
+// Calls function(std::integral_constant<CellKind, ...>).
+template <class F>
+auto with_kind(CellKind kind, F function) {
+  if (kind == kPlain) return function(std::integral_constant<CellKind, kPlain>{});
+  if (kind == kTextbookActivations) return function(std::integral_constant<CellKind, kTextbookActivations>{});
+  return function(std::integral_constant<CellKind, kAnyActivations>{});
 }
 
 // Calls function(flag, ...) with each flag as a compile-time constant.

@@ -13,7 +13,7 @@ struct Incoming {
   V dh, dc, dh_kept, dc_kept;
 };
 
-template <class T, bool FLAGGED, bool VARIANT>
+template <class T, bool FLAGGED, CellKind KIND>
 FASTLSTM_INLINE inline Incoming<Vec<T>> incoming(const StepBackward<T>& s, int64_t row, int64_t block, int lanes,
                                                  bool held) {
   using V = Vec<T>;
@@ -26,7 +26,7 @@ FASTLSTM_INLINE inline Incoming<Vec<T>> incoming(const StepBackward<T>& s, int64
   }
   if (s.dy && !(held && !s.repeat)) dh += load(s.dy + s.order[row] * s.dy_stride + unit, lanes);
   if (s.dcells) dc += load(s.dcells + s.order[row] * s.dcells_stride + unit, lanes);
-  if constexpr (VARIANT) {
+  if constexpr (KIND != kPlain) {
     const int64_t keep = row * s.variant.keep_stride + unit;
     if (s.variant.keep_h && !held) dh -= dh_kept = dh * load(s.variant.keep_h + keep);
     if (s.variant.keep_c && !held) dc -= dc_kept = dc * load(s.variant.keep_c + keep);
@@ -38,7 +38,7 @@ FASTLSTM_INLINE inline Incoming<Vec<T>> incoming(const StepBackward<T>& s, int64
 template <class T>
 void recover_c(const StepBackward<T>& s, int64_t block) {
   constexpr int64_t L = kLanes<T>;
-  const auto cell = cell_of<T, true>(s.variant, block);
+  const auto cell = cell_of<T, kAnyActivations>(s.variant, block);
   const T *gates = s.saved + block * s.saved_block_stride, *c_prev = s.c_prev + block * s.c_block_stride;
   for (int64_t row = 0; row < s.rows; ++row, gates += 4 * L, c_prev += L) {
     const bool cut = s.flags && (s.flags[row] & kCut);
@@ -53,14 +53,14 @@ template <class T, bool FLAGGED>
 void add_moments(const StepBackward<T>& s, int64_t block) {
   using V = Vec<T>;
   constexpr int64_t L = kLanes<T>;
-  auto cell = cell_of<T, true>(s.variant, block);
+  auto cell = cell_of<T, kAnyActivations>(s.variant, block);
   const int lanes = lanes_of_block<T>(s.hidden, block);
   for (int64_t row = 0; row < s.rows; ++row) {
     if (FLAGGED && s.flags && (s.flags[row] & kHeld)) continue;
     cell.norm = cell_norm(s.norm, block, row);
     const V c = load(s.norm.c + (row * s.block_end + block) * L);
     const V o = load(s.saved + block * s.saved_block_stride + (row * 4 + 3) * L);
-    const auto in = incoming<T, FLAGGED, true>(s, row, block, lanes, false);
+    const auto in = incoming<T, FLAGGED, kAnyActivations>(s, row, block, lanes, false);
     const V d = cell.d_output(in.dh * o, cell.output(c)) * cell.norm.gain;
     store(s.norm.d + (row * s.block_end + block) * L, d);
     T* moments = s.norm.moments + row * 4;
@@ -82,11 +82,11 @@ __attribute__((noinline)) void find_moments(const StepBackward<T>& s) {
   for (int64_t block = 0; block < s.block_end; ++block) add(s, block);
 }
 
-template <class T, bool FLAGGED, bool VARIANT>
+template <class T, bool FLAGGED, CellKind KIND>
 void cell_rows_backward(const StepBackward<T>& s, int64_t block) {
   using V = Vec<T>;
   constexpr int L = kLanes<T>;
-  auto cell = cell_of<T, VARIANT>(s.variant, block);
+  auto cell = cell_of<T, KIND>(s.variant, block);
   const int64_t unit = block * L;
   const int lanes = lanes_of_block<T>(s.hidden, block);
   const T* saved = s.saved + block * s.saved_block_stride;
@@ -101,11 +101,11 @@ void cell_rows_backward(const StepBackward<T>& s, int64_t block) {
       __builtin_prefetch(c_prev + s.c_next + row * L, 0, 2);
       if (s.dy) __builtin_prefetch(s.dy + s.dy_next + s.order[row] * s.dy_stride + unit, 0, 2);
     }
-    T* d_pre = s.d_pre + row * s.d_pre_stride + (VARIANT ? block * s.variant.d_block : unit * 4);
-    const int64_t gate = VARIANT ? s.variant.d_gate : L;
+    T* d_pre = s.d_pre + row * s.d_pre_stride + (KIND != kPlain ? block * s.variant.d_block : unit * 4);
+    const int64_t gate = KIND != kPlain ? s.variant.d_gate : L;
     const uint8_t flags = FLAGGED && s.flags ? s.flags[row] : 0;
     const bool held = flags & kHeld;
-    const auto [dh, dc, dh_kept, dc_kept] = incoming<T, FLAGGED, VARIANT>(s, row, block, lanes, held);
+    const auto [dh, dc, dh_kept, dc_kept] = incoming<T, FLAGGED, KIND>(s, row, block, lanes, held);
 
     CellGradient<V> d{{}, dc, {}};
     [[maybe_unused]] V d_peep_i{}, d_peep_f{}, d_peep_o{}, d_gain{}, d_bias{};
@@ -113,19 +113,19 @@ void cell_rows_backward(const StepBackward<T>& s, int64_t block) {
       const V c_in = flags & kCut ? V{} : load(c_prev + row * L);
       const Gates<V> gates{load(saved), load(saved + L), load(saved + 2 * L), load(saved + 3 * L)};
       V c_new = load(c + row * L);
-      if constexpr (VARIANT) {
+      if constexpr (KIND != kPlain) {
         if (s.variant.d_gates) load_d_gates(s, row, unit, cell, lanes);
         c_new = gates.f * c_in + gates.i * gates.g;
         if (s.norm.gains) {
           cell.norm = cell_norm(s.norm, block, row);
           cell.norm.d = load(s.norm.d + (row * s.block_end + block) * L);
           const V c_seen = cell.clip(c_new);
-          d_bias = cell.d_output(dh * gates.o, cell.output(c_seen));
+          d_bias = cell.d_output(dh * gates.o, value(cell.output(c_seen)));
           d_gain = d_bias * cell.norm.normalised(c_seen);
         }
       }
       d = cell_backward<V>(cell, gates, c_in, c_new, dh, dc);
-      if constexpr (VARIANT) {
+      if constexpr (KIND != kPlain) {
         d.dc_prev += dc_kept;
         d_peep_i = d.d_pre.i * c_in, d_peep_f = d.d_pre.f * c_in, d_peep_o = d.d_pre.o * cell.clip(c_new);
       }
@@ -134,8 +134,8 @@ void cell_rows_backward(const StepBackward<T>& s, int64_t block) {
         store(d_pre + 3 * gate, d.d_pre.o);
     store(dc_block + row * L, d.dc_prev);
     if (s.m) store(s.m + row * s.m_stride + unit, d.m);
-    if (FLAGGED || (VARIANT && s.variant.keep_h)) store(dh_at, held ? dh : dh_kept);
-    if constexpr (VARIANT) {
+    if (FLAGGED || (KIND != kPlain && s.variant.keep_h)) store(dh_at, held ? dh : dh_kept);
+    if constexpr (KIND != kPlain) {
       if (s.variant.d_peepholes) {
         T* to = s.variant.d_peepholes + row * s.variant.terms_stride + unit * 3;
         store(to, d_peep_i), store(to + L, d_peep_f), store(to + 2 * L, d_peep_o);
@@ -151,9 +151,11 @@ void cell_rows_backward(const StepBackward<T>& s, int64_t block) {
 template <class T>
 void step_backward(const StepBackward<T>& s) {
   using CellRowsBackward = void (*)(const StepBackward<T>&, int64_t block);
-  const auto cell_rows =
-      with_flags([](auto flagged, auto variant) -> CellRowsBackward { return cell_rows_backward<T, flagged, variant>; },
-                 s.flags || s.flags_after, s.variant.options);
+  const auto cell_rows = with_kind(kind_of(s.variant), [&](auto kind) {
+    return with_flags(
+        [](auto flagged) -> CellRowsBackward { return cell_rows_backward<T, flagged, decltype(kind)::value>; },
+        s.flags || s.flags_after);
+  });
   if (s.norm.gains) find_moments(s);
   for (int64_t block = s.block_begin; block < s.block_end; ++block) cell_rows(s, block);
   for (int64_t row = 0; row < s.rows && s.norm.gains; ++row) normalise_backward(s, row);

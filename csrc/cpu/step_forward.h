@@ -2,11 +2,11 @@
 // Included by kernels.cpp inside the namespace of one instruction set.
 
 // The cell for all rows of one block of units; `stash` holds the pre-activations, [rows][4][lanes].
-template <class T, bool TRAINING, bool FLAGGED, bool VARIANT>
+template <class T, bool TRAINING, bool FLAGGED, CellKind KIND>
 void cell_rows_forward(const StepForward<T>& s, int64_t block, const T* stash, int64_t stash_stride) {
   using V = Vec<T>;
   constexpr int L = kLanes<T>;
-  auto cell = cell_of<T, VARIANT>(s.variant, block);
+  auto cell = cell_of<T, KIND>(s.variant, block);
   const int64_t unit = block * L;
   const int lanes = lanes_of_block<T>(s.hidden, block);
   const T* c_prev = s.c_prev + block * s.c_block_stride;
@@ -22,17 +22,17 @@ void cell_rows_forward(const StepForward<T>& s, int64_t block, const T* stash, i
     const Gates<V> in{load(pre), load(pre + L), load(pre + 2 * L), load(pre + 3 * L)};
     Gates<V> saved;
     const auto run = [&]() FASTLSTM_INLINE {
-      if constexpr (VARIANT)
+      if constexpr (KIND != kPlain)
         if (s.norm.gains) {  // c had to be whole before: what is left is h
           saved = in;
           cell.norm = cell_norm(s.norm, block, row);
           const V whole = load(s.norm.c + (row * s.block_end + block) * L);
-          return CellState<V>{in.o * cell.output(whole), whole};
+          return CellState<V>{value(cell.output(whole)) * in.o, whole};
         }
       return cell_forward<V>(cell, in, c_in, saved);
     };
     CellState<V> now = run();
-    if constexpr (VARIANT) {
+    if constexpr (KIND != kPlain) {
       const int64_t keep = row * s.variant.keep_stride + unit;
       if (s.variant.keep_c) now.c = zoneout(load(s.variant.keep_c + keep), c_in, now.c);
       if (s.variant.keep_h)
@@ -96,7 +96,7 @@ __attribute__((noinline)) void step_forward_normalised(const StepForward<T>& s, 
   }
   normalise_sums(norm, rows, s.hidden, columns);
   for (int64_t block = 0; block < s.block_end; ++block) {
-    const auto cell = cell_of<T, true>(s.variant, block);
+    const auto cell = cell_of<T, kAnyActivations>(s.variant, block);
     for (int64_t row = 0; row < rows; ++row) {
       T* pre = norm.pre + row * columns + block * 4 * L;
       const bool cut = s.flags && (s.flags[row] & kCut);
@@ -116,10 +116,13 @@ template <class T>
 void step_forward(StepForward<T>& s) {
   constexpr int MAX_ROWS = 96;
   alignas(64) T stash[MAX_ROWS * 4 * kLanes<T>];
-  const auto cell_rows =
-      with_flags([](auto training, auto flagged,
-                    auto variant) -> CellRowsForward<T> { return cell_rows_forward<T, training, flagged, variant>; },
-                 s.saved, s.flags || s.flags_next, s.variant.options);
+  const auto cell_rows = with_kind(kind_of(s.variant), [&](auto kind) {
+    return with_flags(
+        [](auto training, auto flagged) -> CellRowsForward<T> {
+          return cell_rows_forward<T, training, flagged, decltype(kind)::value>;
+        },
+        s.saved, s.flags || s.flags_next);
+  });
   if (s.norm.gains) return step_forward_normalised(s, cell_rows);
   // A single row runs two blocks of units at once, see product().
   const int64_t group = s.gates.rows == 1 ? 2 : 1;
