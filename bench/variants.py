@@ -33,8 +33,8 @@ DOCS = HERE.parent / "docs" / "cells.md"
 SHAPES = ((100, 1, 64, 128), (500, 50, 1, 16), (47, 32, 48, 40), (100, 32, 64, 128), (100, 32, 256, 256))
 # Of the steps compared with the reference: so few that no number lies on another side of a kink than in float64.
 CHECK_FLOPS = 2e8
-# So many times the tolerances with layer normalisation, which divides by deviations that may be small: with it, torch is as
-# far from the reference as we are (3e-5 over some steps), and both from one another (5e-4 over all).
+# So many times the tolerances with layer normalisation, which divides by deviations that may be small: torch is as far
+# from the reference then as we are (3e-5 over some steps), and both from one another (5e-4 over all).
 NORMALISED = 20
 # A process each. In turns with a variant runs the plain cell, so that a noisy minute does not count as its cost.
 SYSTEMS = {OURS: Rival("rivals.our_cells"), PLAIN: Rival("rivals.our_cells"), TORCH: Rival("rivals.torch_cells")}

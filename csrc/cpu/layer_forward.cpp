@@ -3,9 +3,9 @@
 #include <algorithm>
 #include <vector>
 
+#include "forward_products.h"
 #include "layer_loop.h"
 #include "plan.h"
-#include "forward_products.h"
 #include "row_state.h"
 #include "zoneout.h"
 
@@ -313,21 +313,16 @@ class Forward : public LayerPass {
     const int64_t P = shape_.P;
     const T* keep = zoneout_.of_h(me.rank, rows, {0, P}, t);
     for (int64_t row = 0; row < p.rows; ++row) {
-      if (keep) zone_out(keep + row * zoneout_.stride(), k.h_prev + row * k.gates.a_stride, p.c + row * p.c_stride);
       const bool held = k.flags && (k.flags[row] & kHeld), cut_next = k.flags_next && (k.flags_next[row] & kCut);
-      const T* h = held ? k.h_prev + row * k.gates.a_stride : p.c + row * p.c_stride;
+      const T *before = k.h_prev + row * k.gates.a_stride, *after = p.c + row * p.c_stride;
       T *y = k.y + k.order[row] * k.y_stride, *next = k.h_next + row * k.h_next_stride;
       for (int64_t i = 0; i < P; ++i) {
-        y[i] = held && !k.repeat ? T(0) : h[i];
-        next[i] = cut_next ? T(0) : h[i];
+        const T kept = keep ? keep[row * zoneout_.stride() + i] : T(0);
+        const T h = held ? before[i] : kept != 0 ? kept * before[i] + (1 - kept) * after[i] : after[i];
+        y[i] = held && !k.repeat ? T(0) : h;
+        next[i] = cut_next ? T(0) : h;
       }
     }
-  }
-
-  // A row's projected h.
-  void zone_out(const T* keep, const T* before, T* after) const {
-    for (int64_t i = 0; i < shape_.P; ++i)
-      if (keep[i] != 0) after[i] = keep[i] * before[i] + (1 - keep[i]) * after[i];
   }
 
   // The states of rows that end here, or go on in the next window.

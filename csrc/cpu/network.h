@@ -40,6 +40,10 @@ class Network {
   std::vector<std::unique_ptr<Panels<T>>> panels_;
 };
 
+// Layers that run a window together: all of them in one direction, so that y between them need not be there as a whole;
+// else each alone, since a direction needs the other's whole y of the layer below.
+std::vector<Range> stages(int64_t layers, int64_t directions);
+
 constexpr int64_t kAutomatic = -1;
 
 // What forward keeps for backward: every step, or the states between segments of steps and what it takes to run a segment again.
