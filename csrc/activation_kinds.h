@@ -1,10 +1,9 @@
 // The activations of ONNX's LSTM by kind, and the derivative of each in terms of its value, which is all that a tape has.
-// Included by cpu/kernels.cpp inside its per-instruction-set anonymous namespace, after activations.h; it must not include
-// anything or open a namespace. The twins are activate and activation_slope in activations.py.
+// Included after activations.h, as that is; it must not include anything or open a namespace. The twins are activate and activation_slope in activations.py.
 
 // e^y - 1. Valid for y <= 0, minus infinity too; NaN gives NaN. Max error 1.2 ulp.
 template <class V>
-[[gnu::always_inline]] inline V expm1_of_negative(V y) {
+DEVICE [[gnu::always_inline]] inline V expm1_of_negative(V y) {
   const Exponential<V> e = exponential(max(broadcast<V>(-Constants<Elem<V>>::zero_limit), y));
   return fma(e.scale, e.rest, e.scale - broadcast<V>(1));
 }
@@ -12,7 +11,7 @@ template <class V>
 // log(1 + e^x) = max(0, x) + log(1 + e^-|x|). Valid for every x, infinities too; NaN gives NaN. Max error 2.9 ulp for
 // x >= -87.3 (float), -708.3 (double); below, where the truth is a denormal, 0 or the smallest number that is none.
 template <class V>
-[[gnu::always_inline]] inline V softplus(V x) {
+DEVICE [[gnu::always_inline]] inline V softplus(V x) {
   using K = Constants<Elem<V>>;
   const V one = broadcast<V>(1);
   const Exponential<V> a = exponential(max(broadcast<V>(-K::zero_limit), min(-x, x)));
@@ -20,12 +19,12 @@ template <class V>
   // log(1 + e) = 2 atanh(s / 2). Halved only inside, s is as large as e and is no denormal either.
   const V s = e / fma(broadcast<V>(0.5), e, one);
   const V t = s * s;
-  return max(V{}, x) + fma(s * t, polynomial(t, K::atanh), s);
+  return max(V{}, x) + fma(s * t, K::atanh(t), s);
 }
 
 // x / (1 + |x|), limited where that is +-1 already, for the sake of infinities; NaN gives NaN. Max error 1.5 ulp.
 template <class V>
-[[gnu::always_inline]] inline V softsign(V x) {
+DEVICE [[gnu::always_inline]] inline V softsign(V x) {
   const V limit = broadcast<V>(0x1p60);
   x = max(-limit, min(limit, x));
   return x / (broadcast<V>(1) + max(-x, x));
@@ -39,7 +38,7 @@ template <class V>
 // the others            0.5 ulp
 // A call, not inlined: five copies of it would fill the cell's loop with spilled constants.
 template <class V>
-[[gnu::noinline]] V activate(Activation kind, V x, V alpha, V beta) {
+DEVICE [[gnu::noinline]] V activate(Activation kind, V x, V alpha, V beta) {
   const V one = broadcast<V>(1);
   switch (kind) {
     case Activation::kSigmoid:
@@ -72,7 +71,7 @@ template <class V>
 // alpha of the leaky relu and of the elu is not negative, else y would not say where x lay. Max error 1.5 eps of
 // max(1, |alpha|) max(1, |beta|); softsign 1.5 eps and softplus 1.2 ulp, both relative.
 template <class V>
-[[gnu::noinline]] V activation_slope(Activation kind, V y, V alpha, V beta) {
+DEVICE [[gnu::noinline]] V activation_slope(Activation kind, V y, V alpha, V beta) {
   const V one = broadcast<V>(1);
   V slope{};  // of the kinds that compare, where a NaN gets lost
   switch (kind) {

@@ -1,5 +1,5 @@
 // THE equations of one LSTM cell (Hochreiter & Schmidhuber 1997, with the forget gate of Gers et al. 2000), forward and
-// backward, for one number type V: a SIMD vector on the CPU, a thread's float on a GPU. The twin of cell_* in cells.py.
+// backward, for one number type V: a SIMD vector on the CPU, a thread's number on a GPU. The twin of cell_* in cells.py.
 // Included by the kernels inside their own namespace, after activations.h.
 
 // Before the activation in `pre`, after it in `gates`; the order i f g o is that of torch and cuDNN.
@@ -10,7 +10,7 @@ struct Gates {
 
 // A number stands for itself where others are Fractions.
 template <class V>
-inline V value(V x) {
+DEVICE inline V value(V x) {
   return x;
 }
 
@@ -25,7 +25,7 @@ struct CellState {
 // Quotients stay undivided until a term is complete: c and h of the plain cell cost three divisions instead of five.
 // `saved` receives the gates themselves; training asks for them, inference lets the compiler drop their divisions.
 template <class V, class Cell>
-inline CellState<V> cell_forward(const Cell& cell, const Gates<V>& pre, V c, Gates<V>& saved) {
+DEVICE inline CellState<V> cell_forward(const Cell& cell, const Gates<V>& pre, V c, Gates<V>& saved) {
   const auto i = cell.gate(cell.peep(kPeepI, pre.i, c));
   const auto g = cell.squash(pre.g);
   const auto f = cell.forget(i, cell.peep(kPeepF, pre.f, c));
@@ -47,7 +47,7 @@ struct CellGradient {
 // From the saved gates, by derivatives that outputs express: d(sigmoid) = s (1 - s), d(tanh) = 1 - t^2. dh and dc are the
 // gradients of h and c; c is the cell's before `clip`.
 template <class V, class Cell>
-inline CellGradient<V> cell_backward(const Cell& cell, const Gates<V>& gates, V c_prev, V c, V dh, V dc) {
+DEVICE inline CellGradient<V> cell_backward(const Cell& cell, const Gates<V>& gates, V c_prev, V c, V dh, V dc) {
   const V i = gates.i, f = gates.f, g = gates.g, o = gates.o;
   const V y = value(cell.output(cell.clip(c)));
   const V d_pre_o = cell.d_gate(cell.given(kO, dh * y), o);
@@ -65,19 +65,22 @@ inline CellGradient<V> cell_backward(const Cell& cell, const Gates<V>& gates, V 
 // The textbook's choices. What others have beyond them is empty here and leaves no instruction.
 template <class V>
 struct PlainCell {
-  static auto gate(V x) { return sigmoid(x); }
-  static auto forget(Fraction<V>, V x) { return sigmoid(x); }
-  static auto squash(V x) { return tanh(x); }
-  static auto output(V c) { return tanh(c); }
-  static V d_gate(V dy, V y) { return dy * y * (1 - y); }
-  static V d_squash(V dy, V y) { return dy * (1 - y * y); }
-  static V through_output(V dy, V y, V, V dc) { return fma(dy, 1 - y * y, dc); }  // the gradient of c
-  static void d_forget(V&, V&) {}
-  static V peep(Peephole, V pre, V) { return pre; }
-  static V d_peep(Peephole, V dc, V) { return dc; }
-  static V clip(V c) { return c; }
-  static V d_clip(V dc, V) { return dc; }
-  static V given(Gate, V d) { return d; }
+  DEVICE static auto gate(V x) { return sigmoid(x); }
+  template <class G>
+  DEVICE static auto forget(G, V x) {
+    return sigmoid(x);
+  }
+  DEVICE static auto squash(V x) { return tanh(x); }
+  DEVICE static auto output(V c) { return tanh(c); }
+  DEVICE static V d_gate(V dy, V y) { return dy * y * (1 - y); }
+  DEVICE static V d_squash(V dy, V y) { return dy * (1 - y * y); }
+  DEVICE static V through_output(V dy, V y, V, V dc) { return fma(dy, 1 - y * y, dc); }  // the gradient of c
+  DEVICE static void d_forget(V&, V&) {}
+  DEVICE static V peep(Peephole, V pre, V) { return pre; }
+  DEVICE static V d_peep(Peephole, V dc, V) { return dc; }
+  DEVICE static V clip(V c) { return c; }
+  DEVICE static V d_clip(V dc, V) { return dc; }
+  DEVICE static V given(Gate, V d) { return d; }
 };
 
 // Layer normalisation (Ba et al. 2016) of c, for one unit: (c - mean) * inverse is what gain and bias see. In backward also
@@ -88,9 +91,9 @@ struct CellNorm {
   V gain{}, bias{}, mean{}, inverse{}, d_mean{}, d_along{};
   V d{};  // what comes back, times the gain: rounded as in its mean, so that of one unit nothing is left
 
-  V normalised(V c) const { return (c - mean) * inverse; }
-  V operator()(V c) const { return fma(normalised(c), gain, bias); }
-  V d_c(V c) const { return inverse * (d - d_mean - normalised(c) * d_along); }
+  DEVICE V normalised(V c) const { return (c - mean) * inverse; }
+  DEVICE V operator()(V c) const { return fma(normalised(c), gain, bias); }
+  DEVICE V d_c(V c) const { return inverse * (d - d_mean - normalised(c) * d_along); }
 };
 
 // The choices of a CellOptions: switches that are the same for all units. TEXTBOOK: of the activations, which then stay
@@ -102,21 +105,22 @@ struct VariantCell {
     V alpha, beta;
     V low{}, high{};  // what comes out where the input was clipped; of no use where none is
 
-    Function(const ActivationOptions& options, V limit)
+    DEVICE Function(const ActivationOptions& options, double limit)
         : kind(options.kind), alpha(broadcast<V>(Elem<V>(options.alpha))), beta(broadcast<V>(Elem<V>(options.beta))) {
-      if (limit[0] < Elem<V>(kNoLimit)) low = (*this)(-limit), high = (*this)(limit);
+      const V most = broadcast<V>(Elem<V>(limit));
+      if (limit < kNoLimit) low = (*this)(-most), high = (*this)(most);
     }
-    V operator()(V x) const {
+    DEVICE V operator()(V x) const {
       if (kind == Activation::kSigmoid) return value(sigmoid(x));  // the two that most cells have, without a call
       if (kind == Activation::kTanh) return value(tanh(x));
       return activate(kind, x, alpha, beta);
     }
-    V slope(V y) const {
+    DEVICE V slope(V y) const {
       if (kind == Activation::kSigmoid) return y * (1 - y);
       if (kind == Activation::kTanh) return 1 - y * y;
       return activation_slope(kind, y, alpha, beta);
     }
-    V clipped_slope(V y) const { return (y == low) | (y == high) ? V{} : slope(y); }
+    DEVICE V clipped_slope(V y) const { return (y == low) | (y == high) ? V{} : slope(y); }
   };
 
   Function gate_, squash_, output_;
@@ -126,19 +130,19 @@ struct VariantCell {
   V d_gates[4]{};  // gradients of the gates themselves, of i f g o
   CellNorm<V> norm;
 
-  explicit VariantCell(const CellOptions& options)
-      : gate_(options.gate, broadcast<V>(Elem<V>(options.gate_clip))),
-        squash_(options.squash, broadcast<V>(Elem<V>(options.gate_clip))),
-        output_(options.output, V{}),
+  DEVICE explicit VariantCell(const CellOptions& options)
+      : gate_(options.gate, options.gate_clip),
+        squash_(options.squash, options.gate_clip),
+        output_(options.output, kNoLimit),
         coupled(options.coupled_input_forget),
         gates_clipped(options.clips_gates()),
         cells_clipped(options.clips_cells()),
         gate_limit(broadcast<V>(Elem<V>(options.gate_clip))),
         cell_limit(broadcast<V>(Elem<V>(options.cell_clip))) {}
 
-  static V within(V limit, V x) { return max(-limit, min(limit, x)); }
+  DEVICE static V within(V limit, V x) { return max(-limit, min(limit, x)); }
 
-  auto gate(V x) const {
+  DEVICE auto gate(V x) const {
     x = within(gate_limit, x);
     if constexpr (TEXTBOOK)
       return sigmoid(x);
@@ -146,42 +150,42 @@ struct VariantCell {
       return gate_(x);
   }
   template <class G>
-  G forget(G i, V x) const {
+  DEVICE G forget(G i, V x) const {
     return coupled ? 1 - i : gate(x);
   }
-  auto squash(V x) const {
+  DEVICE auto squash(V x) const {
     x = within(gate_limit, x);
     if constexpr (TEXTBOOK)
       return tanh(x);
     else
       return squash_(x);
   }
-  auto output(V c) const {
+  DEVICE auto output(V c) const {
     if (norm.on) c = norm(c);
     if constexpr (TEXTBOOK)
       return tanh(c);
     else
       return output_(c);
   }
-  V d_gate(V dy, V y) const { return dy * (gates_clipped ? gate_.clipped_slope(y) : gate_.slope(y)); }
-  V d_squash(V dy, V y) const { return dy * (gates_clipped ? squash_.clipped_slope(y) : squash_.slope(y)); }
-  V d_output(V dy, V y) const { return dy * output_.slope(y); }  // the gradient of what the output function saw
-  V through_output(V dy, V y, V c, V dc) const { return dc + (norm.on ? norm.d_c(c) : d_output(dy, y)); }
-  void d_forget(V& d_i, V& d_f) const {
+  DEVICE V d_gate(V dy, V y) const { return dy * (gates_clipped ? gate_.clipped_slope(y) : gate_.slope(y)); }
+  DEVICE V d_squash(V dy, V y) const { return dy * (gates_clipped ? squash_.clipped_slope(y) : squash_.slope(y)); }
+  DEVICE V d_output(V dy, V y) const { return dy * output_.slope(y); }  // the gradient of what the output function saw
+  DEVICE V through_output(V dy, V y, V c, V dc) const { return dc + (norm.on ? norm.d_c(c) : d_output(dy, y)); }
+  DEVICE void d_forget(V& d_i, V& d_f) const {
     if (coupled) d_i -= d_f, d_f = V{};
   }
-  V peep(Peephole gate, V pre, V c) const { return has_peepholes ? fma(p[gate], c, pre) : pre; }
-  V d_peep(Peephole gate, V dc, V d_pre) const { return has_peepholes ? fma(p[gate], d_pre, dc) : dc; }
-  V clip(V c) const { return within(cell_limit, c); }
-  V d_clip(V dc, V c) const {
+  DEVICE V peep(Peephole gate, V pre, V c) const { return has_peepholes ? fma(p[gate], c, pre) : pre; }
+  DEVICE V d_peep(Peephole gate, V dc, V d_pre) const { return has_peepholes ? fma(p[gate], d_pre, dc) : dc; }
+  DEVICE V clip(V c) const { return within(cell_limit, c); }
+  DEVICE V d_clip(V dc, V c) const {
     if (!cells_clipped) return dc;
     return (c < cell_limit) & (-c < cell_limit) ? dc : V{};
   }
-  V given(Gate gate, V d) const { return d + d_gates[gate]; }
+  DEVICE V given(Gate gate, V d) const { return d + d_gates[gate]; }
 };
 
 // What becomes of a state that keeps its old value in the part, or with probability, `keep` (Krueger et al. 2017).
 template <class V>
-inline V zoneout(V keep, V before, V after) {
+DEVICE inline V zoneout(V keep, V before, V after) {
   return keep == V{} ? after : keep * before + (1 - keep) * after;
 }

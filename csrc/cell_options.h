@@ -3,6 +3,8 @@
 #pragma once
 #include <cstdint>
 
+#include "device.h"
+
 namespace fastlstm {
 
 // The activations of ONNX's LSTM, in the order of kActivationNames. activation_kinds.h has their formulas.
@@ -40,11 +42,11 @@ struct CellOptions {
   double input_dropout = 0, recurrent_dropout = 0, weight_drop = 0;
   bool dropout_per_gate = false;
 
-  [[gnu::always_inline]] bool clips_gates() const { return gate_clip < kNoLimit; }
-  [[gnu::always_inline]] bool clips_cells() const { return cell_clip < kNoLimit; }
+  DEVICE [[gnu::always_inline]] bool clips_gates() const { return gate_clip < kNoLimit; }
+  DEVICE [[gnu::always_inline]] bool clips_cells() const { return cell_clip < kNoLimit; }
   bool drops_inputs() const { return input_dropout > 0 || recurrent_dropout > 0; }
   bool zones() const { return zoneout_h > 0 || zoneout_c > 0; }
-  [[gnu::always_inline]] bool textbook_activations() const {
+  DEVICE [[gnu::always_inline]] bool textbook_activations() const {
     return gate.kind == Activation::kSigmoid && squash.kind == Activation::kTanh && output.kind == Activation::kTanh;
   }
   // Whether the textbook's cell will do.

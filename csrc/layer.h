@@ -4,6 +4,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "device.h"
+
 namespace fastlstm {
 
 struct Shape {
@@ -12,14 +14,14 @@ struct Shape {
   int64_t P = 0;         // projection size, 0 for none
   bool given = false;    // there is no W: I is 0, and x holds x . W of the four gates
 
-  int64_t output() const { return P > 0 ? P : H; }  // the size of h
-  int64_t x_size() const { return given ? 4 * H : I; }
-  int64_t depth() const { return I + output(); }  // of the product [x ; h] . [W | U]^T
+  DEVICE int64_t output() const { return P > 0 ? P : H; }  // the size of h
+  DEVICE int64_t x_size() const { return given ? 4 * H : I; }
+  DEVICE int64_t depth() const { return I + output(); }  // of the product [x ; h] . [W | U]^T
 };
 
 struct Range {
   int64_t begin = 0, end = 0;
-  int64_t size() const { return end - begin; }
+  DEVICE int64_t size() const { return end - begin; }
 };
 
 // An array [T, B, n] whose rows of n are contiguous.
@@ -28,9 +30,9 @@ struct Sequence {
   T* data = nullptr;
   int64_t t_stride = 0, b_stride = 0;
 
-  T* row(int64_t t, int64_t b) const { return data + t * t_stride + b * b_stride; }
-  T* step(int64_t t) const { return data ? data + t * t_stride : nullptr; }
-  explicit operator bool() const { return data != nullptr; }
+  DEVICE T* row(int64_t t, int64_t b) const { return data + t * t_stride + b * b_stride; }
+  DEVICE T* step(int64_t t) const { return data ? data + t * t_stride : nullptr; }
+  DEVICE explicit operator bool() const { return data != nullptr; }
 };
 
 // What happens to row b around the step that is processed s-th, as bits of Timeline::flags.

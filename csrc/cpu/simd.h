@@ -28,6 +28,20 @@ constexpr int MR = 6;
 template <class T>
 constexpr int kPanel = NR * kLanes<T>;
 
+// The integers of which a vector's bits can be seen as.
+template <class V>
+using Bits = __typeof__(V{} < V{});
+
+template <class V>
+[[gnu::always_inline]] inline Bits<V> bits_of(V x) {
+  return (Bits<V>)x;
+}
+
+template <class V>
+[[gnu::always_inline]] inline V from_bits(Bits<V> bits) {
+  return (V)bits;
+}
+
 // f(0), f(1), ... with compile-time indices: an array indexed by them stays in registers, which a loop does not promise.
 template <int I>
 struct Constant {

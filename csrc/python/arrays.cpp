@@ -299,16 +299,6 @@ int threads_argument(py::handle object) {
   return int(threads);
 }
 
-Activation activation_argument(const std::string& name) {
-  std::string names;
-  int kind = 0;
-  for (const char* known : kActivationNames) {
-    if (name == known) return Activation(kind);
-    names += (kind++ ? ", " : "") + std::string(known);
-  }
-  throw py::value_error("activation is '" + name + "': expected one of " + names);
-}
-
 #define INSTANTIATE(T)                                                                                            \
   template py::array typed_array<T>(py::handle, const std::string&);                                              \
   template SequenceInput<T> sequence_input<T>(py::handle, const std::string&, const SequenceLayout&, int64_t);    \

@@ -8,7 +8,6 @@
 #include <utility>
 #include <vector>
 
-#include "../cell_options.h"
 #include "../cpu/workspace.h"
 #include "../layer.h"
 
@@ -99,8 +98,5 @@ Buffer<int64_t> lengths_argument(py::handle object, const SequenceLayout& layout
 
 // 0 (use the default) for None.
 int threads_argument(py::handle object);
-
-// The activation of that name; ValueError listing the names otherwise.
-Activation activation_argument(const std::string& name);
 
 }  // namespace fastlstm

@@ -1,7 +1,19 @@
-// CellOptions from their Python twin.
-#include "weights.h"
+#include "cell_options.h"
 
 namespace fastlstm {
+
+namespace py = pybind11;
+
+Activation activation_argument(const std::string& name) {
+  std::string names;
+  int kind = 0;
+  for (const char* known : kActivationNames) {
+    if (name == known) return Activation(kind);
+    names += (kind++ ? ", " : "") + std::string(known);
+  }
+  throw py::value_error("activation is '" + name + "': expected one of " + names);
+}
+
 namespace {
 
 ActivationOptions activation_options(const py::handle& function) {

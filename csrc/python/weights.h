@@ -10,6 +10,7 @@
 #include "../cpu/dispatch.h"
 #include "../cpu/network.h"
 #include "arrays.h"
+#include "cell_options.h"
 
 namespace fastlstm {
 
@@ -50,9 +51,6 @@ inline int threads_or_default(py::handle threads) {
   const int asked = threads_argument(threads);
   return asked > 0 ? asked : get_num_threads();
 }
-
-// From fastlstm.cells.LSTMCellOptions, which has checked them.
-CellOptions cell_options(py::handle object);
 
 // Packed weights of a whole LSTM. Immutable: a tape keeps the ones that its forward call used.
 class Weights {

@@ -1,0 +1,107 @@
+// What a GPU thread computes with: numbers for cell.h, storage types, shared memory, grid-wide waiting. The only file with
+// intrinsics and inline PTX; where FASTLSTM_EMULATION is set, the kernels run on the CPU and what is special has a twin here.
+#pragma once
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+
+#include "../cell_options.h"
+#include "../philox.h"
+
+#if defined(FASTLSTM_EMULATION)
+#include "emulation.h"
+#endif
+
+namespace fastlstm::gpu {
+
+// One thread's number is a vector of one lane.
+template <class V>
+using Elem = V;
+template <class V>
+using Bits = std::conditional_t<sizeof(V) == 4, int32_t, int64_t>;
+
+template <class V>
+DEVICE inline Bits<V> bits_of(V x) {
+  Bits<V> bits;
+  memcpy(&bits, &x, sizeof bits);
+  return bits;
+}
+template <class V>
+DEVICE inline V from_bits(Bits<V> bits) {
+  V x;
+  memcpy(&x, &bits, sizeof x);
+  return x;
+}
+template <class V>
+DEVICE inline V broadcast(V x) {
+  return x;
+}
+DEVICE inline float fma(float a, float b, float c) { return fmaf(a, b, c); }
+DEVICE inline double fma(double a, double b, double c) { return ::fma(a, b, c); }
+
+// x is returned when it is NaN, as on the CPU.
+template <class V>
+DEVICE inline V min(V limit, V x) {
+  return limit < x ? limit : x;
+}
+template <class V>
+DEVICE inline V max(V limit, V x) {
+  return limit > x ? limit : x;
+}
+
+// clang-format off
+#include "../activations.h"
+#include "../activation_kinds.h"
+#include "../cell.h"
+// clang-format on
+
+// What numbers of a storage type are computed and summed in.
+template <class T>
+using Wide = std::conditional_t<std::is_same_v<T, double>, double, float>;
+
+__device__ inline float widen(float x) { return x; }
+__device__ inline double widen(double x) { return x; }
+__device__ inline float widen(__half x) { return __half2float(x); }
+__device__ inline float widen(__nv_bfloat16 x) { return __bfloat162float(x); }
+
+template <class T>
+__device__ inline T narrow(Wide<T> x) {
+  if constexpr (std::is_same_v<T, __half>)
+    return __float2half_rn(x);
+  else if constexpr (std::is_same_v<T, __nv_bfloat16>)
+    return __float2bfloat16_rn(x);
+  else
+    return x;
+}
+
+// Four neighbours in memory, which one access moves.
+template <class T>
+struct alignas(4 * sizeof(T)) Quad {
+  T at[4];
+};
+
+// All shared memory is dynamic: static arrays of template kernels would be one for all blocks in emulation.
+template <class T>
+__device__ inline T* shared_memory() {
+#if defined(FASTLSTM_EMULATION)
+  return static_cast<T*>(emulation::shared_memory());
+#else
+  extern __shared__ __align__(16) unsigned char memory[];
+  return reinterpret_cast<T*>(memory);
+#endif
+}
+
+// A seeded fault of the mutation tests; never true outside them.
+__device__ inline bool mutated([[maybe_unused]] const char* name) {
+#if defined(FASTLSTM_EMULATION)
+  return emulation::mutated(name);
+#else
+  return false;
+#endif
+}
+
+}  // namespace fastlstm::gpu

@@ -1,0 +1,38 @@
+// A layer in one direction on a GPU: the arguments of both passes, and the passes themselves, which only launch kernels on the
+// given stream. Free of device code, for the bindings.
+#pragma once
+#include <cuda_runtime.h>
+
+#include "kernels.cuh"
+
+namespace fastlstm::gpu {
+
+// kStep: a launch per step.
+enum class Algorithm { kStep };
+
+template <class T>
+void layer_forward(const LayerForward<T>& layer, Algorithm algorithm, cudaStream_t stream);
+template <class T>
+void layer_backward(const LayerBackward<T>& layer, Algorithm algorithm, cudaStream_t stream);
+
+// Which steps count and where rows are cut, of one direction, from what the caller says.
+struct StepMarks {
+  int64_t T, B;
+  bool reverse;
+  const int64_t* lengths;         // [B]; null: T
+  Sequence<const uint8_t> mask;   // [T,B,1]; null: all count
+  Sequence<const uint8_t> reset;  // [T,B,1]; null: none
+};
+void mark_steps(const StepMarks& marks, uint8_t* flags /* [T,B] by time */, cudaStream_t stream);
+
+// y [T,B,n] of one direction of a layer, or the gradient of it, times the mask of the dropout between layers.
+template <class T>
+void drop(Sequence<T> y, int64_t steps, int64_t batch, int64_t n, const Dropout& dropout, int64_t layer,
+          int64_t direction, cudaStream_t stream);
+
+// to [places,rows,n] = 0 with probability p, else 1 / (1 - p).
+template <class T>
+void draw(T* to, int64_t places, int64_t rows, int64_t n, Drawn kind, double p, const Draws& draws,
+          cudaStream_t stream);
+
+}  // namespace fastlstm::gpu

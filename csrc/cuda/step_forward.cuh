@@ -1,0 +1,138 @@
+// A step forward: the product of all four gates of some units, then their cell. The twin of cpu/step_forward.h.
+#pragma once
+#include "product.cuh"
+
+namespace fastlstm::gpu {
+
+// Which cell a kernel is compiled for.
+enum CellKind { kPlain, kTextbookActivations, kAnyActivations };
+
+template <class T>
+inline CellKind kind_of(const CellVariant<T>& variant) {
+  if (variant.options.plain() && !variant.peepholes && !variant.per_gate()) return kPlain;
+  return variant.options.textbook_activations() ? kTextbookActivations : kAnyActivations;
+}
+
+// The cell of one unit.
+template <class T, CellKind KIND>
+__device__ auto cell_of(const CellVariant<T>& variant, int hidden, int unit) {
+  using W = Wide<T>;
+  if constexpr (KIND == kPlain) {
+    return PlainCell<W>{};
+  } else {
+    VariantCell<W, KIND == kTextbookActivations> cell(variant.options);
+    cell.has_peepholes = variant.peepholes;
+    for (int gate = 0; gate < 3 && variant.peepholes; ++gate)
+      cell.p[gate] = widen(variant.peepholes[gate * hidden + unit]);
+    return cell;
+  }
+}
+
+// What zoneout keeps of the state of a unit at time t: random zeros and ones in training, the expectation in inference.
+template <class W>
+__device__ W kept(const Draws& draws, Drawn kind, double p, int64_t t, int64_t row, int unit) {
+  if (p == 0 || !draws.training) return W(p);
+  const uint64_t seed = seed_of(kind, draws.seed);
+  const Philox words = philox(
+      {{place_of(draws.layer, draws.direction, unit / 4), draws.first_step + uint32_t(t), uint32_t(row), draws.call}},
+      uint32_t(seed), uint32_t(seed >> 32));
+  return words.word[unit % 4] >= threshold_of(p) ? W(0) : W(1);
+}
+
+__device__ inline bool is_set(const uint8_t* flags, int row, StepFlag flag) { return flags && (flags[row] & flag); }
+
+// h of one output, complete: to the next step and to the caller.
+template <class T>
+__device__ void deliver(const StepForward<T>& s, int row, int unit, int output, Wide<T> h) {
+  const bool held = is_set(s.flags, row, kHeld), cut_next = is_set(s.cut_next, row, kCut);
+  const T narrowed = held ? s.h_prev[int64_t(row) * output + unit] : narrow<T>(h);
+  s.h_next[int64_t(row) * output + unit] = cut_next && !mutated("deliver: cut ignored") ? T(0.0f) : narrowed;
+  if (s.y) s.y.row(s.t, row)[unit] = held && !s.repeat ? T(0.0f) : narrowed;
+}
+
+// The cell of one unit of one row, from the recurrent sums of its gates on.
+template <class T, CellKind KIND>
+__device__ void unit_forward(const StepForward<T>& s, int row, int unit, const Wide<T> (&sum)[4]) {
+  using W = Wide<T>;
+  const int64_t at = int64_t(row) * s.hidden + unit;
+  const bool held = is_set(s.flags, row, kHeld);
+  const W c_in = is_set(s.flags, row, kCut) ? W(0) : s.c_prev[at];
+  const auto cell = cell_of<T, KIND>(s.variant, s.hidden, unit);
+
+  const Quad<T> pre = reinterpret_cast<const Quad<T>*>(s.pre)[at];
+  Gates<W> gates;
+  CellState<W> now = cell_forward<W>(
+      cell,
+      {widen(pre.at[0]) + sum[0], widen(pre.at[1]) + sum[1], widen(pre.at[2]) + sum[2], widen(pre.at[3]) + sum[3]},
+      c_in, gates);
+  if constexpr (KIND != kPlain) {
+    const CellOptions& options = s.variant.options;
+    const Draws& draws = s.variant.draws;
+    now.c = zoneout(kept<W>(draws, Drawn::kZoneoutC, options.zoneout_c, s.t, row, unit), c_in, now.c);
+    if (!s.m)
+      now.h = zoneout(kept<W>(draws, Drawn::kZoneoutH, options.zoneout_h, s.t, row, unit), widen(s.h_prev[at]), now.h);
+  }
+  if (held) now.c = c_in;
+  s.c[at] = now.c;
+  if (s.saved)
+    reinterpret_cast<Quad<T>*>(s.saved)[at] = {narrow<T>(gates.i), narrow<T>(gates.f), narrow<T>(gates.g),
+                                               narrow<T>(gates.o)};
+  if (s.cells) s.cells.row(s.t, row)[unit] = narrow<T>(now.c);
+  if (s.gates) {
+    T* const to = s.gates.row(s.t, row) + unit;
+    const W each[4] = {gates.i, gates.f, gates.g, gates.o};
+    for (int gate = 0; gate < 4; ++gate) to[gate * s.hidden] = held ? T(0.0f) : narrow<T>(each[gate]);
+  }
+  if (s.m)
+    s.m[at] = held ? T(0.0f) : narrow<T>(now.h);
+  else
+    deliver(s, row, unit, s.hidden, now.h);
+}
+
+// The recurrent sums of all gates, where each has h with a mask of its own.
+template <class T, int ROWS>
+__device__ void product_per_gate(const StepForward<T>& s, int panel, int first_row, Wide<T> (&sum)[ROWS][4]) {
+  Operand<T> operand = s.recurrent;
+  for (int gate = 0; gate < 4; ++gate, operand.scales += int64_t(s.rows) * operand.depth) {
+    Wide<T> all[ROWS][4];
+    product<T, ROWS>(operand, panel, first_row, s.rows, all);
+    for (int i = 0; i < ROWS; ++i) sum[i][gate] = all[i][gate];
+  }
+}
+
+// Blocks: panels of units by tiles of rows.
+template <class T, int ROWS, CellKind KIND>
+__global__ void __launch_bounds__(kThreads) step_forward(const StepForward<T> s) {
+  const int panel = int(blockIdx.x), first_row = int(blockIdx.y) * kRowThreads * ROWS;
+  Wide<T> sum[ROWS][4] = {};
+  if (any_counts<ROWS>(s.flags, first_row, s.rows)) {
+    if (KIND != kPlain && s.variant.per_gate())
+      product_per_gate<T, ROWS>(s, panel, first_row, sum);
+    else
+      product<T, ROWS>(s.recurrent, panel, first_row, s.rows, sum);
+  }
+  const int unit = panel * kQuads + quad_of_thread();
+  for (int i = 0; i < ROWS; ++i) {
+    const int row = first_row + row_of_thread(i);
+    if (row < s.rows && unit < s.hidden) unit_forward<T, KIND>(s, row, unit, sum[i]);
+  }
+}
+
+// h = m . w_p^T
+template <class T, int ROWS>
+__global__ void __launch_bounds__(kThreads)
+    project_forward(const StepForward<T> s, const Operand<T> m, const int output) {
+  using W = Wide<T>;
+  const int panel = int(blockIdx.x), first_row = int(blockIdx.y) * kRowThreads * ROWS;
+  W sum[ROWS][4];
+  product<T, ROWS>(m, panel, first_row, s.rows, sum);
+  for (int i = 0; i < ROWS; ++i)
+    for (int j = 0; j < 4; ++j) {
+      const int row = first_row + row_of_thread(i), unit = panel * kPanel + quad_of_thread() * 4 + j;
+      if (row >= s.rows || unit >= output) continue;
+      const W keep = kept<W>(s.variant.draws, Drawn::kZoneoutH, s.variant.options.zoneout_h, s.t, row, unit);
+      deliver(s, row, unit, output, zoneout(keep, widen(s.h_prev[int64_t(row) * output + unit]), sum[i][j]));
+    }
+}
+
+}  // namespace fastlstm::gpu
