@@ -140,6 +140,13 @@ struct VariantCell {
         gate_limit(broadcast<V>(Elem<V>(options.gate_clip))),
         cell_limit(broadcast<V>(Elem<V>(options.cell_clip))) {}
 
+  // Where saved gates are rounded to fewer bits, the values that tell a clipped one are, too.
+  template <class Round>
+  DEVICE void round_limits(Round round) {
+    for (Function* function : {&gate_, &squash_})
+      function->low = round(function->low), function->high = round(function->high);
+  }
+
   DEVICE static V within(V limit, V x) { return max(-limit, min(limit, x)); }
 
   DEVICE auto gate(V x) const {

@@ -22,6 +22,7 @@ __device__ auto cell_of(const CellVariant<T>& variant, int hidden, int unit) {
   } else {
     VariantCell<W, KIND == kTextbookActivations> cell(variant.options);
     cell.has_peepholes = variant.peepholes;
+    cell.round_limits([](W limit) { return widen(narrow<T>(limit)); });
     for (int gate = 0; gate < 3 && variant.peepholes; ++gate)
       cell.p[gate] = widen(variant.peepholes[gate * hidden + unit]);
     return cell;

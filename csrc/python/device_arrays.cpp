@@ -1,5 +1,7 @@
 #include "device_arrays.h"
 
+#include <pybind11/stl.h>
+
 #include "../cuda/check.h"
 #include "dlpack.h"
 

@@ -17,6 +17,8 @@ import numpy.typing as npt
 
 from . import _core
 from .cells import PLAIN, LSTMCellOptions, check_cell_options, check_probability
+from .cuda import DeviceTape, DeviceWeights, device_backward, device_forward
+from .device_arrays import on_gpu
 from .gradients import Gradients
 from .layouts import check_cell, check_long_sequence, check_truncate
 from .weights import WeightSpec, checked_arrays
@@ -38,7 +40,7 @@ class PackedWeights:
 
     spec: WeightSpec
     cell: LSTMCellOptions
-    native: _core.Weights
+    native: _core.Weights | DeviceWeights
 
     @classmethod
     def of(
@@ -54,8 +56,15 @@ class PackedWeights:
 
         storage "bf16" or "int8" rounds float32 weights, for inference alone: see `CompressedLSTM`.
         """
+        check_cell_options(cell)
+        if isinstance(weights, Mapping) and any(map(on_gpu, weights.values())):
+            if storage != "whole":
+                raise ValueError(f"storage is {storage!r}, but the weights are on a GPU: expected 'whole'")
+            device = DeviceWeights.of(weights, cell)
+            check_cell(device.spec, cell)
+            return cls(device.spec, cell, device)
         spec, arrays = checked_arrays(weights, spec)
-        check_cell(spec, check_cell_options(cell))
+        check_cell(spec, cell)
         sizes = (spec.input_size, spec.hidden_size, spec.num_layers, spec.num_directions, spec.proj_size)
         parts = (spec.bias, spec.peepholes, spec.layer_norm)
         return cls(spec, cell, _core.Weights(arrays, *sizes, *parts, cell, storage, threads))
@@ -68,6 +77,8 @@ class PackedWeights:
         >>> PackedWeights.of({"weight_ih_l0": np.ones((4, 1)), "weight_hh_l0": np.ones((4, 1))}).paths(1, 1, threads=2)
         ['layer 0 forward: 1 thread, 48 rows at a time']
         """
+        if isinstance(self.native, DeviceWeights):
+            return [f"layer {layer}: a launch a step" for layer in range(self.spec.num_layers)]
         return _core.paths(self.native, T, B, training, threads)
 
 
@@ -76,7 +87,7 @@ class Tape:
     """What `lstm_backward` needs of one `lstm_forward`. It has copies of all it needs, and backward never writes it."""
 
     spec: WeightSpec
-    native: _core.Tape
+    native: _core.Tape | DeviceTape
 
     @property
     def nbytes(self) -> int:
@@ -162,27 +173,45 @@ def lstm_forward(
         seed = -1 if dropout_seed is None else _integer("dropout_seed", dropout_seed)
         if not 0 <= seed < 2**64:
             raise ValueError(f"dropout_seed is {dropout_seed}, expected an integer from 0 to 2**64 - 1")
-    y, (h_n, c_n), cells, gates, tape = _core.forward(
-        packed.native,
-        x,
-        state,
-        lengths,
-        mask,
-        reset,
-        batch_first,
-        masked_output == "repeat",
-        return_sequence,
-        return_cells,
-        return_gates,
-        training,
-        every,
-        dropout,
-        seed,
-        _integer("dropout_call", dropout_call) & 0xFFFFFFFF,
-        int(dropout_step) & 0xFFFFFFFF,
-        threads,
-        out,
-    )
+    call, first_step = _integer("dropout_call", dropout_call) & 0xFFFFFFFF, int(dropout_step) & 0xFFFFFFFF
+    if isinstance(packed.native, DeviceWeights) or on_gpu(x):
+        _check_device(x, packed, threads, every)
+        y, (h_n, c_n), cells, gates, tape = device_forward(
+            x,
+            packed.native,
+            state,
+            lengths=lengths,
+            mask=mask,
+            reset=reset,
+            repeat=masked_output == "repeat",
+            training=training,
+            dropout=dropout,
+            random={"seed": seed, "call": call, "first_step": first_step},
+            out=out,
+            **flags,
+        )
+    else:
+        y, (h_n, c_n), cells, gates, tape = _core.forward(
+            packed.native,
+            x,
+            state,
+            lengths,
+            mask,
+            reset,
+            batch_first,
+            masked_output == "repeat",
+            return_sequence,
+            return_cells,
+            return_gates,
+            training,
+            every,
+            dropout,
+            seed,
+            call,
+            first_step,
+            threads,
+            out,
+        )
     if _VERBOSE:
         T, B, *_ = (*x.shape[:-1], 1)  # unbatched: one row
         T, B = (B, T) if batch_first and x.ndim == 3 else (T, B)
@@ -202,6 +231,18 @@ def _packed(
     if cell is not None and cell != weights.cell:
         raise ValueError(f"cell is {cell}, but the weights were packed for {weights.cell}: expected None or the same")
     return weights
+
+
+def _check_device(x: object, packed: PackedWeights, threads: int | None, every: int) -> None:
+    """What only one of the devices can do."""
+    if not isinstance(packed.native, DeviceWeights) or not on_gpu(x):
+        where = {True: "on a GPU", False: "on the CPU"}
+        of_x, of_weights = where[on_gpu(x)], where[isinstance(packed.native, DeviceWeights)]
+        raise TypeError(f"x is {of_x}, but the weights are {of_weights}: expected both on one device")
+    if threads is not None:
+        raise ValueError(f"threads is {threads}, but x is on a GPU: expected None")
+    if every:
+        raise ValueError("checkpoint_every is given, but x is on a GPU, whose kernels keep every step: expected None")
 
 
 def lstm_backward(
@@ -229,6 +270,10 @@ def lstm_backward(
     """
     if not isinstance(tape, Tape):
         raise TypeError(f"tape is a {type(tape).__qualname__}, expected the tape of a training lstm_forward")
+    if isinstance(tape.native, DeviceTape):
+        if threads is not None:
+            raise ValueError(f"threads is {threads}, but the tape is of a GPU: expected None")
+        return device_backward(tape.native, dy, dstate, dcells=dcells, dgates=dgates, truncate=truncate)
     dx, dstate0, dweights = _core.backward(tape.native, dy, dstate, dcells, dgates, check_truncate(truncate), threads)
     return Gradients(dx, dstate0, dict(zip(tape.spec.shapes(), dweights, strict=True)))
 

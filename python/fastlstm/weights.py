@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from .device_arrays import on_gpu
+
 LARGEST = 2**31 - 1  # size; what lies far below needs more memory than there is, but can be multiplied in 64 bits
 
 
@@ -169,19 +171,23 @@ def check_array(
     return array
 
 
+def _check_weight(name: str, array: object) -> Any:
+    return array if on_gpu(array) else check_array(name, array)
+
+
 def _spec_of(weights: Mapping[str, np.ndarray]) -> WeightSpec:
     if not isinstance(weights, Mapping):
         raise TypeError(f"weights is a {type(weights).__qualname__}, expected a mapping with torch's names")
     if "weight_hh_l0" not in weights:
         names = ", ".join(map(str, weights)) or "none"
         raise ValueError(f"weights has no weight_hh_l0: expected torch's names (weight_ih_l0, ...), got {names}")
-    first = check_array("weight_ih_l0", weights["weight_ih_l0"]) if "weight_ih_l0" in weights else None
+    first = _check_weight("weight_ih_l0", weights["weight_ih_l0"]) if "weight_ih_l0" in weights else None
     if first is not None and (first.ndim != 2 or first.shape[0] % 4):
         raise ValueError(f"weight_ih_l0 has shape {first.shape}, expected (4*hidden_size, input_size)")
-    second = check_array("weight_hh_l0", weights["weight_hh_l0"])
+    second = _check_weight("weight_hh_l0", weights["weight_hh_l0"])
     if second.ndim != 2 or second.shape[0] % 4:
         raise ValueError(f"weight_hh_l0 has shape {second.shape}, expected (4*hidden_size, hidden_size or proj_size)")
-    projection = check_array("weight_hr_l0", weights["weight_hr_l0"]) if "weight_hr_l0" in weights else None
+    projection = _check_weight("weight_hr_l0", weights["weight_hr_l0"]) if "weight_hr_l0" in weights else None
     if projection is not None and (projection.ndim != 2 or 0 in projection.shape):
         raise ValueError(f"weight_hr_l0 has shape {projection.shape}, expected (proj_size, hidden_size)")
     num_layers = 1
@@ -207,11 +213,20 @@ def _named_arrays(spec: WeightSpec, weights: Mapping[str, np.ndarray]) -> list[n
     if len(weights) != len(shapes):
         unexpected = [str(name) for name in weights if name not in shapes]
         raise ValueError(f"weights has unexpected {', '.join(unexpected)}: expected the weights of {spec}")
-    arrays = [check_array(name, weights[name]) for name in shapes]
+    arrays = [_check_weight(name, weights[name]) for name in shapes]
     for array, (name, shape) in zip(arrays, shapes.items(), strict=True):
         if array.shape != shape:
             raise ValueError(f"{name} has shape {array.shape}, but {spec} needs {shape}")
     return arrays
+
+
+def spec_and_arrays(
+    weights: Mapping[str, Any], spec: WeightSpec | None = None
+) -> tuple[WeightSpec, list[Any]]:
+    """The spec, read from the weights if None, and the arrays in torch's order, on any device, of any dtype."""
+    if spec is None:
+        spec = _spec_of(weights)
+    return spec, _named_arrays(spec, weights)
 
 
 def checked_arrays(
@@ -223,9 +238,7 @@ def checked_arrays(
     >>> spec.input_size, [array.shape for array in arrays]
     (2, [(4, 2), (4, 1)])
     """
-    if spec is None:
-        spec = _spec_of(weights)
-    arrays = _named_arrays(spec, weights)
+    spec, arrays = spec_and_arrays(weights, spec)
     dtype = arrays[0].dtype
     for name, array in zip(_shapes(spec), arrays, strict=True):
         check_array(name, array, dtype=dtype)
