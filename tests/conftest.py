@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
+from types import ModuleType
 
 import pytest
 
+import emulated_cuda
 import fastlstm
+from gpus import Gpu, why_not
 
 CONFIG = fastlstm.build_config()
 RUNNABLE = CONFIG["isa_runnable"]
-PARAMETERS = {"isa": RUNNABLE, "dtype": ["float32", "float64"]}
+GPUS = ["emulated", *(pytest.param(name, marks=pytest.mark.gpu) for name in ("cupy", "torch"))]
+PARAMETERS = {"isa": RUNNABLE, "dtype": ["float32", "float64"], "gpu": GPUS}
 
 
 def pytest_report_header() -> list[str]:
@@ -28,7 +33,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     own = [mark.args[0] for mark in metafunc.definition.iter_markers("parametrize")]
     for name, values in PARAMETERS.items():
         if name in metafunc.fixturenames and not any(name in argnames for argnames in own):
-            metafunc.parametrize(name, values, indirect=name == "isa")
+            metafunc.parametrize(name, values, indirect=name in ("isa", "gpu"))
 
 
 @pytest.fixture
@@ -36,6 +41,24 @@ def isa(request: pytest.FixtureRequest, restored_settings: None) -> str:
     """The instruction set that is active during the test."""
     fastlstm.set_isa(request.param)
     return request.param
+
+
+@pytest.fixture(scope="session")
+def emulated_module(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
+    """`_cuda`, compiled for the emulator."""
+    if emulated_cuda.cuda_headers() is None or emulated_cuda.compiler() is None:
+        pytest.skip("no C++ compiler, or no CUDA headers: pip install nvidia-cuda-runtime nvidia-cuda-crt")
+    return emulated_cuda.build(tmp_path_factory.mktemp("emulated_cuda"))
+
+
+@pytest.fixture
+def gpu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Gpu:
+    """What the test has its arrays on; a real GPU needs a fastlstm that was built with CUDA, and CuPy or torch."""
+    if request.param == "emulated":
+        monkeypatch.setitem(sys.modules, "fastlstm._cuda", request.getfixturevalue("emulated_module"))
+    elif reason := why_not(request.param) or fastlstm.cuda.reason():
+        pytest.skip(reason)
+    return Gpu(request.param)
 
 
 @pytest.fixture(autouse=True)

@@ -30,7 +30,7 @@ constexpr int kPanel = NR * kLanes<T>;
 
 // The integers of which a vector's bits can be seen as.
 template <class V>
-using Bits = __typeof__(V{} < V{});
+using Bits = decltype(V{} < V{});
 
 template <class V>
 [[gnu::always_inline]] inline Bits<V> bits_of(V x) {

@@ -6,6 +6,8 @@
 #include <string>
 
 #include "check.h"
+#include "dispatch.h"
+#include "resident.cuh"
 #include "state.cuh"
 #include "step_backward.cuh"
 
@@ -24,6 +26,11 @@ void launch(const char* name, void (*kernel)(Parameters...), dim3 blocks, int th
   config.blockDim = dim3(unsigned(threads));
   config.dynamicSmemBytes = shared_bytes;
   config.stream = stream;
+  constexpr size_t kUsual = 48 * 1024;
+  if (shared_bytes > kUsual)
+    check(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
+                               int(shared_bytes)),
+          std::string(name) + " with " + std::to_string(shared_bytes) + " bytes of shared memory");
   check(cudaLaunchKernelEx(&config, kernel, Parameters(arguments)...),
         std::string(name) + " of " + std::to_string(blocks.x) + " x " + std::to_string(blocks.y) + " blocks");
 }
@@ -38,7 +45,7 @@ void with_rows(int64_t rows, Function function) {
 }
 
 // Calls function with the kind of cell as a constant.
-template <class T, class Function>
+template <class Function>
 void with_kind(CellKind kind, Function function) {
   if (kind == kPlain) return function(std::integral_constant<CellKind, kPlain>{});
   if (kind == kTextbookActivations) return function(std::integral_constant<CellKind, kTextbookActivations>{});
@@ -55,7 +62,7 @@ void forward_step(const StepForward<T>& step, const Shape& shape, const T* proje
   with_rows(shape.B, [&](auto rows) {
     constexpr int kRows = decltype(rows)::value;
     constexpr size_t kBytes = kProductBytes<T, kRows>;
-    with_kind<T>(kind_of(step.variant), [&](auto kind) {
+    with_kind(kind_of(step.variant), [&](auto kind) {
       launch("step_forward", step_forward<T, kRows, decltype(kind)::value>, tiles<kRows>(4 * shape.H, shape.B),
              kThreads, kBytes, stream, step);
     });
@@ -66,7 +73,7 @@ void forward_step(const StepForward<T>& step, const Shape& shape, const T* proje
 }
 
 template <class T>
-void backward_step(const StepBackward<T>& step, const Shape& shape, cudaStream_t stream) {
+void backward_step(const StepBackward<T>& step, const Shape& shape, CellKind kind, cudaStream_t stream) {
   with_rows(shape.B, [&](auto rows) {
     constexpr int kRows = decltype(rows)::value;
     constexpr size_t kBytes = kProductBytes<T, kRows>;
@@ -74,11 +81,29 @@ void backward_step(const StepBackward<T>& step, const Shape& shape, cudaStream_t
       launch("gradient_of_h", gradient_of_h<T, kRows>, tiles<kRows>(shape.output(), shape.B), kThreads, kBytes, stream,
              step);
     if (!step.saved) return;
-    const CellKind kind = step.dgates ? std::max(kind_of(step.variant), kTextbookActivations) : kind_of(step.variant);
-    with_kind<T>(kind, [&](auto kind) {
+    with_kind(kind, [&](auto kind) {
       launch("step_backward", step_backward<T, kRows, decltype(kind)::value>, tiles<kRows>(shape.H, shape.B), kThreads,
              kBytes, stream, step);
     });
+  });
+}
+
+// Gradients of gates are a variant's, too.
+template <class T>
+CellKind kind_of(const LayerBackward<T>& layer) {
+  const CellKind kind = kind_of(layer.forward.variant);
+  return layer.dgates ? std::max(kind, kTextbookActivations) : kind;
+}
+
+// Calls function with the rows of a thread and the kind of cell as constants.
+template <class T, class Function>
+void with_resident(const LayerForward<T>& layer, const Choice& choice, CellKind kind, Function function) {
+  if (layer.shape.T == 0) return;
+  with_kind(kind, [&](auto constant) {
+    if (choice.thread_rows == 1)
+      function(std::integral_constant<int, 1>{}, constant);
+    else
+      function(std::integral_constant<int, 4>{}, constant);
   });
 }
 
@@ -87,22 +112,41 @@ constexpr int kStateThreads = 256;
 }  // namespace
 
 template <class T>
-void layer_forward(const LayerForward<T>& layer, Algorithm, cudaStream_t stream) {
+Algorithm layer_forward(const LayerForward<T>& layer, Algorithm asked, cudaStream_t stream) {
   const Shape& shape = layer.shape;
+  const Choice choice = choose(layer, asked, false);
   const dim3 blocks(unsigned(round_up_divide(shape.B * std::max(shape.H, shape.output()), kStateThreads)));
   launch("begin_forward", begin_forward<T>, blocks, kStateThreads, 0, stream, layer);
-  for (int64_t s = 0; s < shape.T; ++s) forward_step(layer.step(s), shape, layer.projection, stream);
+  if (choice.algorithm == Algorithm::kResident)
+    with_resident(layer, choice, kind_of(layer.variant), [&](auto rows, auto kind) {
+      launch("resident_forward", resident_forward<T, decltype(rows)::value, decltype(kind)::value>,
+             dim3(unsigned(round_up_divide(shape.B, choice.block_rows))), choice.threads, choice.shared_bytes, stream,
+             layer);
+    });
+  else
+    for (int64_t s = 0; s < shape.T; ++s) forward_step(layer.step(s), shape, layer.projection, stream);
   launch("end_forward", end_forward<T>, blocks, kStateThreads, 0, stream, layer);
+  return choice.algorithm;
 }
 
 template <class T>
-void layer_backward(const LayerBackward<T>& layer, Algorithm, cudaStream_t stream) {
+Algorithm layer_backward(const LayerBackward<T>& layer, Algorithm asked, cudaStream_t stream) {
   const Shape& shape = layer.forward.shape;
+  const Choice choice = choose(layer.forward, asked, true);
   const dim3 blocks(unsigned(round_up_divide(shape.B * std::max(shape.H, shape.output()), kStateThreads)));
   launch("begin_backward", begin_backward<T>, blocks, kStateThreads, 0, stream, layer);
-  for (int64_t s = shape.T - 1; s >= 0; --s) backward_step(layer.step(s), shape, stream);
-  if (shape.T > 0) backward_step(layer.before_first(), shape, stream);
+  if (choice.algorithm == Algorithm::kResident) {
+    with_resident(layer.forward, choice, kind_of(layer), [&](auto rows, auto kind) {
+      launch("resident_backward", resident_backward<T, decltype(rows)::value, decltype(kind)::value>,
+             dim3(unsigned(round_up_divide(shape.B, choice.block_rows))), choice.threads, choice.shared_bytes, stream,
+             layer);
+    });
+  } else {
+    for (int64_t s = shape.T - 1; s >= 0; --s) backward_step(layer.step(s), shape, kind_of(layer), stream);
+    if (shape.T > 0) backward_step(layer.before_first(), shape, kPlain, stream);
+  }
   launch("end_backward", end_backward<T>, blocks, kStateThreads, 0, stream, layer);
+  return choice.algorithm;
 }
 
 void mark_steps(const StepMarks& marks, uint8_t* flags, cudaStream_t stream) {
@@ -126,8 +170,8 @@ void draw(T* to, int64_t places, int64_t rows, int64_t n, Drawn kind, double p, 
 }
 
 #define INSTANTIATE(T)                                                                                        \
-  template void layer_forward(const LayerForward<T>&, Algorithm, cudaStream_t);                               \
-  template void layer_backward(const LayerBackward<T>&, Algorithm, cudaStream_t);                             \
+  template Algorithm layer_forward(const LayerForward<T>&, Algorithm, cudaStream_t);                          \
+  template Algorithm layer_backward(const LayerBackward<T>&, Algorithm, cudaStream_t);                        \
   template void drop(Sequence<T>, int64_t, int64_t, int64_t, const Dropout&, int64_t, int64_t, cudaStream_t); \
   template void draw(T*, int64_t, int64_t, int64_t, Drawn, double, const Draws&, cudaStream_t);
 INSTANTIATE(float)

@@ -7,13 +7,16 @@
 
 namespace fastlstm::gpu {
 
-// kStep: a launch per step.
-enum class Algorithm { kStep };
+// How a layer runs: a launch a step, which any shape can have; or one launch, each block with all of U in its shared memory.
+enum class Algorithm { kAutomatic, kStep, kResident };
 
+constexpr const char* kAlgorithmNames[] = {"auto", "step", "resident"};
+
+// Both throw std::invalid_argument where the layer cannot have the algorithm asked for; the algorithm that ran is returned.
 template <class T>
-void layer_forward(const LayerForward<T>& layer, Algorithm algorithm, cudaStream_t stream);
+Algorithm layer_forward(const LayerForward<T>& layer, Algorithm asked, cudaStream_t stream);
 template <class T>
-void layer_backward(const LayerBackward<T>& layer, Algorithm algorithm, cudaStream_t stream);
+Algorithm layer_backward(const LayerBackward<T>& layer, Algorithm asked, cudaStream_t stream);
 
 // Which steps count and where rows are cut, of one direction, from what the caller says.
 struct StepMarks {

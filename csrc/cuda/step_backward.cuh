@@ -59,9 +59,9 @@ __global__ void __launch_bounds__(kThreads) gradient_of_h(const StepBackward<T> 
     }
 }
 
-// The cell of one unit of one row; dh is the gradient of its h, or with projection of o * tanh(c).
+// The cell of one unit of one row; dh is the gradient of its h, or with projection of o * tanh(c). Returns d_pre.
 template <class T, CellKind KIND>
-__device__ void unit_backward(const StepBackward<T>& s, int row, int unit, Wide<T> dh) {
+__device__ Quad<T> unit_backward(const StepBackward<T>& s, int row, int unit, Wide<T> dh) {
   using W = Wide<T>;
   const int64_t at = int64_t(row) * s.hidden + unit;
   const bool held = is_set(s.flags, row, kHeld);
@@ -92,8 +92,8 @@ __device__ void unit_backward(const StepBackward<T>& s, int row, int unit, Wide<
   }
   s.dc[at] = d.dc_prev;
   if (s.m) s.m[at] = narrow<T>(d.m);
-  reinterpret_cast<Quad<T>*>(s.d_pre)[at] = {narrow<T>(d.d_pre.i), narrow<T>(d.d_pre.f), narrow<T>(d.d_pre.g),
-                                             narrow<T>(d.d_pre.o)};
+  return reinterpret_cast<Quad<T>*>(s.d_pre)[at] = {narrow<T>(d.d_pre.i), narrow<T>(d.d_pre.f), narrow<T>(d.d_pre.g),
+                                                    narrow<T>(d.d_pre.o)};
 }
 
 // Blocks: panels of units by tiles of rows.

@@ -42,18 +42,20 @@ __device__ W kept(const Draws& draws, Drawn kind, double p, int64_t t, int64_t r
 
 __device__ inline bool is_set(const uint8_t* flags, int row, StepFlag flag) { return flags && (flags[row] & flag); }
 
-// h of one output, complete: to the next step and to the caller.
+// h of one output, complete: to the next step and to the caller. Returns what the next step reads.
 template <class T>
-__device__ void deliver(const StepForward<T>& s, int row, int unit, int output, Wide<T> h) {
+__device__ T deliver(const StepForward<T>& s, int row, int unit, int output, Wide<T> h) {
   const bool held = is_set(s.flags, row, kHeld), cut_next = is_set(s.cut_next, row, kCut);
   const T narrowed = held ? s.h_prev[int64_t(row) * output + unit] : narrow<T>(h);
-  s.h_next[int64_t(row) * output + unit] = cut_next && !mutated("deliver: cut ignored") ? T(0.0f) : narrowed;
+  const T next = cut_next && !mutated("deliver: cut ignored") ? T(0.0f) : narrowed;
+  s.h_next[int64_t(row) * output + unit] = next;
   if (s.y) s.y.row(s.t, row)[unit] = held && !s.repeat ? T(0.0f) : narrowed;
+  return next;
 }
 
-// The cell of one unit of one row, from the recurrent sums of its gates on.
+// The cell of one unit of one row, from the recurrent sums of its gates on. Returns h as the next step reads it.
 template <class T, CellKind KIND>
-__device__ void unit_forward(const StepForward<T>& s, int row, int unit, const Wide<T> (&sum)[4]) {
+__device__ T unit_forward(const StepForward<T>& s, int row, int unit, const Wide<T> (&sum)[4]) {
   using W = Wide<T>;
   const int64_t at = int64_t(row) * s.hidden + unit;
   const bool held = is_set(s.flags, row, kHeld);
@@ -84,10 +86,8 @@ __device__ void unit_forward(const StepForward<T>& s, int row, int unit, const W
     const W each[4] = {gates.i, gates.f, gates.g, gates.o};
     for (int gate = 0; gate < 4; ++gate) to[gate * s.hidden] = held ? T(0.0f) : narrow<T>(each[gate]);
   }
-  if (s.m)
-    s.m[at] = held ? T(0.0f) : narrow<T>(now.h);
-  else
-    deliver(s, row, unit, s.hidden, now.h);
+  if (!s.m) return deliver(s, row, unit, s.hidden, now.h);
+  return s.m[at] = held ? T(0.0f) : narrow<T>(now.h);
 }
 
 // The recurrent sums of all gates, where each has h with a mask of its own.

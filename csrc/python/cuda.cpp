@@ -46,6 +46,16 @@ auto with_dtype(DType dtype, Function function) {
   }
 }
 
+Algorithm algorithm_argument(const std::string& name) {
+  std::string names;
+  int algorithm = 0;
+  for (const char* known : kAlgorithmNames) {
+    if (name == known) return Algorithm(algorithm);
+    names += (algorithm++ ? ", " : "") + std::string(known);
+  }
+  throw py::value_error("algo is '" + name + "': expected one of " + names);
+}
+
 int64_t panels_of(int64_t columns) { return (columns + kPanel - 1) / kPanel; }
 
 Draws draws_of(const py::dict& options) {
@@ -83,10 +93,12 @@ class Layer {
     with_dtype(pre.dtype, [&](auto zero) {
       using T = decltype(zero);
       const LayerForward<T> layer = forward_of<T>(of, pre.shape[0], pre.shape[1], pre.shape[2]);
-      layer_forward(layer, Algorithm::kStep, stream);
+      algorithm_ = layer_forward(layer, algorithm_argument(options_["algo"].cast<std::string>()), stream);
       layer_ = layer;
     });
   }
+
+  std::string algorithm() const { return kAlgorithmNames[int(algorithm_)]; }
 
   void backward(const py::dict& arrays, int64_t truncate, uint64_t stream_number) const {
     const cudaStream_t stream = stream_argument(stream_number);
@@ -96,7 +108,8 @@ class Layer {
         [&](const auto& layer) {
           if (!layer.saved && layer.shape.T > 0)
             throw py::value_error("the layer ran without a tape: it has no backward");
-          layer_backward(backward_of(layer, of, truncate), Algorithm::kStep, stream);
+          layer_backward(backward_of(layer, of, truncate), algorithm_argument(options_["algo"].cast<std::string>()),
+                         stream);
         },
         layer_);
   }
@@ -162,6 +175,7 @@ class Layer {
 
   py::dict arrays_, options_;
   int device_ = 0;
+  Algorithm algorithm_ = Algorithm::kAutomatic;
   std::variant<LayerForward<float>, LayerForward<double>, LayerForward<__half>, LayerForward<__nv_bfloat16>> layer_;
 };
 
@@ -225,18 +239,16 @@ std::string reason() {
 }  // namespace
 }  // namespace fastlstm::gpu
 
-#if !defined(FASTLSTM_CUDA_MODULE)
-#define FASTLSTM_CUDA_MODULE _cuda
-#endif
-
-PYBIND11_MODULE(FASTLSTM_CUDA_MODULE, m) {
+PYBIND11_MODULE(_cuda, m) {
   using namespace fastlstm::gpu;
   m.attr("__version__") = FASTLSTM_VERSION;
   m.attr("runtime_version") = CUDART_VERSION;
+  m.attr("architectures") = FASTLSTM_CUDA_ARCHITECTURES;
   m.attr("panel") = kPanel;
   m.def("reason", &reason);
   py::class_<Layer>(m, "Layer")
       .def(py::init<py::dict, py::dict>(), py::arg("arrays"), py::arg("options"))
+      .def_property_readonly("algorithm", &Layer::algorithm)
       .def("backward", &Layer::backward, py::arg("arrays"), py::arg("truncate"), py::arg("stream"));
   m.def("drop", &drop_between, py::arg("arrays"), py::arg("options"), py::arg("p"));
   m.def("draw", &draw_kind, py::arg("arrays"), py::arg("options"), py::arg("kind"), py::arg("p"));

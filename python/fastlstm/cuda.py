@@ -170,6 +170,7 @@ class _Call(NamedTuple):
     counts: DeviceArray | None  # [T,B,1] bool
     training: bool
     random: dict[str, int]
+    algo: str
 
     def options(self, row: int, repeat: bool = False) -> dict[str, Any]:
         """What `_cuda` is told of one layer and direction, in numbers."""
@@ -181,6 +182,7 @@ class _Call(NamedTuple):
             "reverse": row % D == 1,
             "repeat": repeat,
             "training": self.training,
+            "algo": self.algo,
             "layer": row // D,
             "direction": row % D,
             "device": library.device(self.like),
@@ -217,6 +219,7 @@ def device_forward(
     training: bool,
     dropout: float,
     random: dict[str, int],
+    algo: str,
     out: DeviceArray | None,
 ) -> tuple[Any, ...]:
     """As `functional.lstm_forward`, whose checks have been made: y, (h_n, c_n), cells, gates, tape."""
@@ -225,7 +228,7 @@ def device_forward(
     D, L, n, H = spec.num_directions, spec.num_layers, spec.hidden_output, spec.hidden_size
     flags = tuple(_flags(library, x, layout, lengths, mask, reset, direction == 1) for direction in range(D))
     counts = None if flags[0] is None else (flags[0][..., None] & 1) == 0
-    call = _Call(weights, layout, x, flags, counts, training, random)
+    call = _Call(weights, layout, x, flags, counts, training, random, algo)
     h0, c0 = _states("state", ("h0", "c0"), state, spec, layout, weights.dtype, library)
     h_n, c_n = call.empty(L * D, layout.batch, n), call.empty(L * D, layout.batch, H)
     if out is not None:

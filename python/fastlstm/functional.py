@@ -124,6 +124,7 @@ def lstm_forward(
     training: bool = True,
     checkpoint_every: int | str | None = None,
     threads: int | None = None,
+    algo: str | None = None,
     out: np.ndarray | None = None,
 ) -> tuple[Any, ...]:
     """Run an LSTM of any layers and directions: y, (h_n, c_n), then cells and gates if asked for, then tape.
@@ -186,11 +187,14 @@ def lstm_forward(
             repeat=masked_output == "repeat",
             training=training,
             dropout=dropout,
+            algo=algo or "auto",
             random={"seed": seed, "call": call, "first_step": first_step},
             out=out,
             **flags,
         )
     else:
+        if algo is not None:
+            raise ValueError(f"algo is {algo!r}, but x is on the CPU: expected None")
         y, (h_n, c_n), cells, gates, tape = _core.forward(
             packed.native,
             x,

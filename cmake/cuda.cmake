@@ -1,0 +1,48 @@
+# The module _cuda. FASTLSTM_CUDA=ON builds it for every architecture of the list, AUTO for the GPU of this machine, where it and
+# nvcc are found.
+set(cuda_architectures 80-real 86-real 89-real 90-real 100-real 120) # the last one as PTX, too, for those to come
+set(cuda_least 12.8)
+
+if(NOT FASTLSTM_CUDA MATCHES "^(AUTO|ON|OFF)$")
+    message(FATAL_ERROR "FASTLSTM_CUDA is ${FASTLSTM_CUDA}, expected AUTO, ON or OFF")
+endif()
+
+if(FASTLSTM_CUDA STREQUAL "AUTO")
+    find_program(nvidia_smi nvidia-smi)
+    set(gpus "")
+    if(nvidia_smi)
+        execute_process(COMMAND ${nvidia_smi} --query-gpu=name --format=csv,noheader OUTPUT_VARIABLE gpus ERROR_QUIET
+            RESULT_VARIABLE failed)
+    endif()
+    if(NOT gpus OR failed)
+        message(STATUS "No CUDA: there is no GPU here (FASTLSTM_CUDA=ON builds without one)")
+        return()
+    endif()
+    set(cuda_architectures native)
+elseif(FASTLSTM_CUDA STREQUAL "OFF")
+    return()
+endif()
+
+find_package(CUDAToolkit ${cuda_least} QUIET)
+if(NOT CUDAToolkit_FOUND OR NOT CUDAToolkit_NVCC_EXECUTABLE)
+    if(FASTLSTM_CUDA STREQUAL "AUTO")
+        message(STATUS "No CUDA: there is no nvcc of version ${cuda_least} or newer")
+        return()
+    endif()
+    message(FATAL_ERROR "FASTLSTM_CUDA is ON, but there is no CUDA toolkit ${cuda_least} or newer: put its nvcc on the PATH")
+endif()
+set(CMAKE_CUDA_COMPILER ${CUDAToolkit_NVCC_EXECUTABLE})
+set(CMAKE_CUDA_ARCHITECTURES ${cuda_architectures})
+enable_language(CUDA)
+
+set(CMAKE_CUDA_STANDARD 17)
+set(CMAKE_CUDA_STANDARD_REQUIRED ON)
+set(CMAKE_CUDA_RUNTIME_LIBRARY Static) # such a module imports where there is no driver
+add_library(kernels_cuda OBJECT csrc/cuda/layer.cu)
+target_compile_options(kernels_cuda PRIVATE "$<$<COMPILE_LANGUAGE:CUDA>:SHELL:-Werror all-warnings --compress-mode=size --threads 0>")
+pybind11_add_module(_cuda csrc/python/cuda.cpp csrc/python/cell_options.cpp csrc/python/device_arrays.cpp
+    $<TARGET_OBJECTS:kernels_cuda>)
+target_link_libraries(_cuda PRIVATE CUDA::cudart_static)
+list(JOIN cuda_architectures " " architectures)
+target_compile_definitions(_cuda PRIVATE "FASTLSTM_CUDA_ARCHITECTURES=\"${architectures}\"")
+install(TARGETS _cuda LIBRARY DESTINATION fastlstm)
