@@ -1,0 +1,98 @@
+// What kernels and tests see of the emulated GPU beside CUDA's own names: its settings, what it found, and the few things
+// that CUDA says in PTX. One host thread at a time launches.
+#pragma once
+#include <cuda_runtime_api.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+namespace emulation {
+
+// What a kernel did wrong. Thrown by the launch.
+struct Failure : std::runtime_error {
+  Failure(std::string kind, std::string kernel, uint3 block, uint3 thread, const std::string& what);
+  std::string kind;    // "deadlock", "divergence", "livelock", "race", "stack overflow", ...
+  std::string kernel;  // name, or address if it has none that can be seen
+  uint3 block, thread;
+};
+
+struct Device {
+  int multiprocessors = 4;
+  int blocks_per_multiprocessor = 1;  // what the occupancy calculator answers
+  int shared_bytes = 227 << 10;       // most that a block can ask for
+  int compute_capability = 90;
+};
+
+struct Statistics {
+  uint64_t launches, blocks, threads;
+  uint64_t switches;  // of threads
+  uint64_t points;    // at which another thread could have been chosen
+  uint64_t accesses;  // to memory, that were checked for races
+};
+
+void set_seed(uint64_t seed);  // the next launch's; later ones go on from it
+void set_device(const Device& device);
+const Device& device();
+void set_livelock_limit(uint64_t idle_points);  // so many points without progress are a livelock
+Statistics statistics();
+
+// Has no effect on kernels that were compiled without -fsanitize=thread.
+void set_race_check(bool on);
+
+// Mutations: faults that kernels seed into themselves where mutated(name) is true. The first name is the environment's
+// FASTLSTM_MUTATE; "" is none.
+void set_mutation(const std::string& name);
+std::vector<std::string> mutations_reached();  // the names that kernels have asked about
+bool mutated(const char* name);
+
+// Where in the source a barrier or a warp-wide operation stands: threads that meet must be at the same one.
+struct Site {
+  const char* file;
+  int line;
+  static constexpr Site here(const char* file = __builtin_FILE(), int line = __builtin_LINE()) { return {file, line}; }
+};
+
+// What a thread knows of itself; set at each switch.
+struct Builtins {
+  uint3 thread{}, block{};
+  dim3 block_dim, grid_dim;
+  void* shared = nullptr;
+};
+inline Builtins builtins;
+
+// The dynamic shared memory of the block.
+inline void* shared_memory() { return builtins.shared; }
+
+// A place at which the scheduler may choose another thread.
+void scheduling_point();
+// The same, for a thread that can do nothing but wait for others: it is a livelock if nobody can do more.
+void wait_for_others();
+
+// Waits for all threads of the block; returns how many came with a true condition. `name` is what messages call it.
+int block_barrier(const char* name, Site site, bool condition);
+
+// Waits for the lanes of the mask. The last of them calls `complete` for all, with what each brought (null: not in the
+// mask), before any goes on.
+using Complete = void (*)(void* const (&brought)[32], unsigned mask);
+void warp_collective(const char* name, Site site, unsigned mask, void* brought, Complete complete);
+
+unsigned lane();
+long long clock();  // in scheduling points
+
+// A launch, as the template cudaLaunchKernelEx knows it.
+struct Launch {
+  const void* kernel;
+  const char* signature;  // mangled type of the kernel
+  dim3 grid, block;
+  size_t shared_bytes;
+  bool cooperative;  // all blocks at once
+  void (*run)(const void* parameters);
+  const void* parameters;
+};
+cudaError_t launch(const cudaLaunchConfig_t& config, Launch launch);  // throws Failure
+std::string kernel_name(const Launch& launch);
+
+}  // namespace emulation
