@@ -52,6 +52,15 @@ def emulated_module(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
 
 
 @pytest.fixture
+def emulator(emulated_module: ModuleType) -> Iterator[emulated_cuda.Emulator]:
+    """The emulator's settings, which end with the test."""
+    emulator = emulated_cuda.Emulator(emulated_module)
+    yield emulator
+    emulator.set_mutation("")
+    emulator.set_seed(0)
+
+
+@pytest.fixture
 def gpu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Gpu:
     """What the test has its arrays on; a real GPU needs a fastlstm that was built with CUDA, and CuPy or torch."""
     if request.param == "emulated":

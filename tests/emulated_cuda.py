@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib.util
 import os
 import shutil
@@ -39,7 +40,17 @@ def build(folder: Path, *, flags: tuple[str, ...] = ("-O2",)) -> ModuleType:
     headers, cxx = cuda_headers(), compiler()
     assert headers and cxx
     includes = [EMULATION, headers, pybind11.get_include(), sysconfig.get_path("include")]
-    command = [cxx, "-std=c++17", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wno-attributes", "-DFASTLSTM_EMULATION", '-DFASTLSTM_CUDA_ARCHITECTURES="emulated"', *flags]
+    command = [
+        cxx,
+        "-std=c++17",
+        "-fPIC",
+        "-fvisibility=hidden",
+        "-Wall",
+        "-Wno-attributes",
+        "-DFASTLSTM_EMULATION",
+        '-DFASTLSTM_CUDA_ARCHITECTURES="emulated"',
+        *flags,
+    ]
     command += [f"-I{path}" for path in includes]
     objects = [folder / f"{source.name}.o" for source in SOURCES]
     jobs = [
@@ -52,6 +63,27 @@ def build(folder: Path, *, flags: tuple[str, ...] = ("-O2",)) -> ModuleType:
     module = folder / f"_cuda{sysconfig.get_config_var('EXT_SUFFIX')}"
     subprocess.run([cxx, "-shared", *objects, "-o", module], check=True)
     return load(module)
+
+
+class Emulator:
+    """The settings of the emulator inside a module that `build` made."""
+
+    def __init__(self, module: ModuleType) -> None:
+        self._library = ctypes.CDLL(str(module.__file__))
+
+    def set_seed(self, seed: int) -> None:
+        """Of the order in which threads run from now on."""
+        self._library.emulation_set_seed(ctypes.c_uint64(seed))
+
+    def set_mutation(self, name: str) -> None:
+        """The fault that kernels have from now on; "" for none."""
+        self._library.emulation_set_mutation(name.encode())
+
+    def mutations_reached(self) -> list[str]:
+        """All faults that the kernels which have run could have had."""
+        buffer = ctypes.create_string_buffer(65536)
+        self._library.emulation_mutations_reached(buffer, ctypes.c_size_t(len(buffer)))
+        return buffer.value.decode().split("\n")[:-1]
 
 
 def load(path: Path) -> ModuleType:

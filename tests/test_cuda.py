@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 import pytest
 
-import fastlstm
 from cases import (
     EVERYTHING,
     OPTIONS,
@@ -15,15 +16,176 @@ from cases import (
     Case,
     assert_close,
     assert_same_bits,
+    make_problem,
     problem_of,
+    solve,
     truth_of,
 )
-from cell_cases import MARKS, VARIANTS, variant_of
+from cell_cases import ALONE, MARKS, TOGETHER, VARIANTS, cell_of, variant_of
+from fastlstm import LSTMCellOptions, functional, reference
+from fastlstm.weights import WeightSpec
 from gpus import Gpu
 
-WITHOUT_NORM = [variant for variant in VARIANTS if "norm" not in variant]
+ALGORITHMS = ["step", "resident"]
+SMALL = Case("small", WeightSpec(3, 9), 4, 5, **MARKS)
+TILES = Case("rows_and_units_of_several_tiles", WeightSpec(5, 37), 3, 41, **MARKS)
+
+
+def without_norm(variants: dict[str, object]) -> list[str]:
+    return [name for name in variants if not variant_of(name, SMALL).spec.layer_norm]
+
+
+def is_resident(case: Case) -> bool:
+    return not case.spec.proj_size and not case.cell.recurrent_dropout and case.spec.hidden_size <= 64
 
 
 @pytest.mark.parametrize("case", [*SHAPES, *SHARED, *OPTIONS, *EVERYTHING], ids=str)
 def test_case(gpu: Gpu, dtype: str, case: Case) -> None:
     assert_close(gpu.solve(problem_of(case).astype(dtype)), truth_of(case), dtype)
+
+
+@pytest.mark.parametrize("case", [SMALL, TILES, *EVERYTHING], ids=str)
+@pytest.mark.parametrize("variant", without_norm(VARIANTS))
+def test_variant(gpu: Gpu, dtype: str, variant: str, case: Case) -> None:
+    case = variant_of(variant, case)
+    found = gpu.solve(problem_of(case).astype(dtype))
+    assert_close(found, truth_of(case), dtype, TOLERANCE["times for a variant"])
+
+
+# float16 rounds what goes in, too: what it is held to is the reference with these numbers.
+@functools.cache
+def rounded(case: Case) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    problem = problem_of(case).astype("float16")
+    return problem, solve(problem.astype("float64"), reference)
+
+
+@pytest.mark.parametrize("case", [*SHAPES, *OPTIONS, *EVERYTHING], ids=str)
+def test_half_precision(gpu: Gpu, case: Case) -> None:
+    problem, truth = rounded(case)
+    assert_close(gpu.solve(problem), truth, "float16")
+
+
+# A gate within half an ulp of what it is clipped to may have been clipped or not: its gradient is there, or is not.
+@pytest.mark.parametrize("case", [SMALL, TILES], ids=str)
+@pytest.mark.parametrize("variant", [v for v in without_norm(ALONE | TOGETHER) if cell_of(v).gate_clip is None])
+def test_half_precision_of_a_variant(gpu: Gpu, variant: str, case: Case) -> None:
+    problem, truth = rounded(variant_of(variant, case))
+    assert_close(gpu.solve(problem), truth, "float16")
+
+
+@pytest.mark.parametrize("case", [case for case in [SMALL, TILES, *OPTIONS] if is_resident(case)], ids=str)
+def test_algorithms_give_the_same_bits(gpu: Gpu, dtype: str, case: Case) -> None:
+    step, resident = (gpu.solve(problem_of(case).astype(dtype), algo) for algo in ALGORITHMS)
+    assert_same_bits(step, resident)
+
+
+@pytest.mark.parametrize("algo", ALGORITHMS)
+def test_a_row_is_the_same_in_every_batch(gpu: Gpu, dtype: str, algo: str) -> None:
+    problem = problem_of(Case("", WeightSpec(5, 37), 4, 41, mask="random", reset="random")).astype(dtype)
+    whole, rows = gpu.solve(problem, algo), np.array([3, 40, 17])
+    part = gpu.solve(problem.rows(rows), algo)
+    # x . W is the array library's, which may sum in another order where there are fewer rows.
+    for name in ("y", "h_n", "c_n", "cells", "dx", "dh0", "dc0"):
+        np.testing.assert_allclose(part[name], whole[name][:, rows], rtol=0, atol=TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("algo", ALGORITHMS)
+@pytest.mark.parametrize("case", [SMALL, TILES], ids=str)
+def test_training_gives_what_inference_gives(gpu: Gpu, dtype: str, algo: str, case: Case) -> None:
+    problem = problem_of(case).astype(dtype).map_arrays(gpu.put)
+    results = []
+    for training in (True, False):
+        y, (h_n, c_n), tape = functional.lstm_forward(
+            problem.x, problem.weights, problem.state, algo=algo, training=training, **problem.options
+        )
+        assert (tape is not None) == training
+        results.append({"y": gpu.get(y), "h_n": gpu.get(h_n), "c_n": gpu.get(c_n)})
+    assert_same_bits(*results)
+
+
+@pytest.mark.parametrize("case", EVERYTHING, ids=str)
+def test_backward_gives_the_same_again(gpu: Gpu, dtype: str, case: Case) -> None:
+    problem = problem_of(case).astype(dtype).map_arrays(gpu.put)
+    *_, tape = functional.lstm_forward(problem.x, problem.weights, problem.state, **problem.options)
+    first, second = (functional.lstm_backward(tape, problem.dy, problem.dstate) for _ in range(2))
+    both = [{"x": gpu.get(grads.x), **{n: gpu.get(g) for n, g in grads.weights.items()}} for grads in (first, second)]
+    assert_same_bits(*both)
+
+
+@pytest.mark.parametrize("truncate", [1, 3])
+def test_truncated_gradients(gpu: Gpu, dtype: str, truncate: int) -> None:
+    case = EVERYTHING[0]
+    found, expected = [], []
+    for problem, module, results in (
+        (problem_of(case).astype(dtype).map_arrays(gpu.put), functional, found),
+        (problem_of(case), reference, expected),
+    ):
+        *_, tape = module.lstm_forward(problem.x, problem.weights, problem.state, **problem.options)
+        grads = module.lstm_backward(tape, problem.dy, problem.dstate, truncate=truncate)
+        results.append({"dx": grads.x, "dh0": grads.state[0], **{"d" + n: g for n, g in grads.weights.items()}})
+    assert_close({name: gpu.get(array) for name, array in found[0].items()}, expected[0], dtype)
+
+
+def test_out_is_where_y_goes(gpu: Gpu, dtype: str) -> None:
+    problem = problem_of(SMALL).astype(dtype).map_arrays(gpu.put)
+    out = gpu.put(np.zeros((4, 5, 9), dtype))
+    y, _, _ = functional.lstm_forward(problem.x, problem.weights, problem.state, out=out, **problem.options)
+    assert y is out
+    np.testing.assert_allclose(gpu.get(out), truth_of(SMALL)["y"], atol=1e-6)
+
+
+def test_no_y_is_stored_where_none_is_wanted(gpu: Gpu, dtype: str) -> None:
+    problem = problem_of(SMALL).astype(dtype).map_arrays(gpu.put)
+    y, (h_n, _), tape = functional.lstm_forward(
+        problem.x, problem.weights, problem.state, return_sequence=False, **problem.options
+    )
+    assert y is None
+    np.testing.assert_allclose(gpu.get(h_n), truth_of(SMALL)["h_n"], atol=1e-6)
+    with pytest.raises(ValueError, match="dy is given: expected None"):
+        functional.lstm_backward(tape, dy=gpu.put(np.zeros((4, 5, 9), dtype)))
+
+
+def bad(gpu: Gpu) -> dict[str, tuple[type[Exception], str, dict[str, object]]]:
+    x = gpu.put(np.zeros((4, 5, 3), np.float32))
+    state = gpu.put(np.zeros((1, 5, 9), np.float32))
+    return {
+        "x of another size": (ValueError, "x has shape .* expected", {"x": x[..., :2]}),
+        "x of another dtype": (TypeError, "x has dtype float64", {"x": gpu.put(np.zeros((4, 5, 3)))}),
+        "x on the CPU": (TypeError, "x is on the CPU, but the weights are on a GPU", {"x": np.zeros((4, 5, 3), "f")}),
+        "a state of another shape": (ValueError, "h0 has shape", {"state": (state[:, :2], None)}),
+        "a state on the CPU": (TypeError, "c0 is", {"state": (None, np.zeros((1, 5, 9), np.float32))}),
+        "a mask of another shape": (ValueError, "mask has shape", {"mask": gpu.put(np.ones((4, 4), bool))}),
+        "threads": (ValueError, "threads is 2, but x is on a GPU", {"threads": 2}),
+        "an unknown algorithm": (ValueError, "algo is 'fast': expected one of auto, step", {"algo": "fast"}),
+        "checkpoints": (ValueError, "checkpoint_every is given, but x is on a GPU", {"checkpoint_every": 2}),
+    }
+
+
+@pytest.mark.parametrize("what", bad(Gpu("emulated")))
+def test_bad_input(gpu: Gpu, what: str) -> None:
+    error, message, arguments = bad(gpu)[what]
+    problem = problem_of(SMALL).astype("float32").map_arrays(gpu.put)
+    given = {"x": problem.x, "weights": problem.weights} | arguments
+    with pytest.raises(error, match=message):
+        functional.lstm_forward(**given)
+
+
+def test_what_kernels_cannot_do_is_an_error(gpu: Gpu) -> None:
+    normalised = make_problem(Case("", WeightSpec(3, 9, layer_norm=True))).map_arrays(gpu.put)
+    with pytest.raises(ValueError, match="layer_norm is True: expected False on a GPU"):
+        functional.lstm_forward(normalised.x, normalised.weights)
+    projected = make_problem(Case("", WeightSpec(3, 9, proj_size=2))).map_arrays(gpu.put)
+    with pytest.raises(ValueError, match='algo is "resident", which this layer cannot be: it has a projection'):
+        functional.lstm_forward(projected.x, projected.weights, algo="resident")
+
+
+def test_the_cpu_has_no_algorithms() -> None:
+    problem = problem_of(SMALL)
+    with pytest.raises(ValueError, match="algo is 'step', but x is on the CPU"):
+        functional.lstm_forward(problem.x, problem.weights, algo="step")
+
+
+def test_zoneout_and_dropout_draw_what_the_cpu_draws(gpu: Gpu) -> None:
+    cell = LSTMCellOptions(zoneout_h=0.5, recurrent_dropout=0.5)
+    problem = problem_of(SMALL).with_options(cell=cell, dropout_seed=7)
+    assert_close(gpu.solve(problem), solve(problem), "float64")

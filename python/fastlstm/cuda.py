@@ -241,7 +241,11 @@ def device_forward(
     tapes: list[DirectionTape] = []
     for layer in range(L):
         last = layer == L - 1
-        layer_y = (_enter(library, layout, y) if y is not None else None) if last else call.empty(layout.steps, layout.batch, D * n)
+        layer_y = (
+            (_enter(library, layout, y) if y is not None else None)
+            if last
+            else call.empty(layout.steps, layout.batch, D * n)
+        )
         more = {"cells": (cells, H), "gates": (gates, 4 * H)} if last else {}
         for direction in range(D):
             row = layer * D + direction
@@ -274,7 +278,9 @@ def _direction_forward(
     T, B, H, n = call.layout.steps, call.layout.batch, spec.hidden_size, spec.hidden_output
     w, options = call.weights.directions[row], call.options(row, repeat)
     direction, gates = options["direction"], 4 if cell.dropout_per_gate else 1
-    x_scales = call.scales(row, "input_dropout", cell.input_dropout, gates, B, x.shape[-1]) if w.w_x is not None else None
+    x_scales = (
+        call.scales(row, "input_dropout", cell.input_dropout, gates, B, x.shape[-1]) if w.w_x is not None else None
+    )
     h_scales = call.scales(row, "recurrent_dropout", cell.recurrent_dropout, gates, B, n)
     u_scales = call.scales(row, "weight_drop", cell.weight_drop, 4 * H, 1, n)
     if u_scales is not None:

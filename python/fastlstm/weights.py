@@ -220,9 +220,7 @@ def _named_arrays(spec: WeightSpec, weights: Mapping[str, np.ndarray]) -> list[n
     return arrays
 
 
-def spec_and_arrays(
-    weights: Mapping[str, Any], spec: WeightSpec | None = None
-) -> tuple[WeightSpec, list[Any]]:
+def spec_and_arrays(weights: Mapping[str, Any], spec: WeightSpec | None = None) -> tuple[WeightSpec, list[Any]]:
     """The spec, read from the weights if None, and the arrays in torch's order, on any device, of any dtype."""
     if spec is None:
         spec = _spec_of(weights)
