@@ -4,6 +4,7 @@
 #include <map>
 #include <utility>
 
+#include "race_check.h"
 #include "scheduler.h"
 
 namespace emulation {
@@ -81,6 +82,11 @@ void Scheduler::release(Block& block) {
   block.result = block.conditions;
   block.arrived = block.conditions = 0;
   for (Warp& warp : block.warps) make_ready(warp, warp.all);
+  if (race_check.active()) {
+    std::vector<Thread*> threads;
+    for (Thread& thread : block.threads) threads.push_back(&thread);
+    race_check.joined(threads);
+  }
   progress();
 }
 
@@ -113,6 +119,7 @@ void Scheduler::warp_collective(const char* name, Site site, unsigned mask, void
   run_another();
 }
 
+void fail(const std::string& kind, const std::string& what) { scheduler.fail(kind, what); }
 void scheduling_point() { scheduler.point(); }
 void wait_for_others() { scheduler.wait(); }
 int block_barrier(const char* name, Site site, bool condition) {
@@ -121,6 +128,17 @@ int block_barrier(const char* name, Site site, bool condition) {
 void warp_collective(const char* name, Site site, unsigned mask, void* brought, Complete complete) {
   scheduler.warp_collective(name, site, mask, brought, complete);
 }
+
+// Brought: the lanes' threads, of which the last to come tells the race check.
+void warp_barrier(Site site, unsigned mask) {
+  scheduler.warp_collective("__syncwarp", site, mask, scheduler.current(), [](void* const(&brought)[32], unsigned) {
+    std::vector<Thread*> threads;
+    for (void* const thread : brought)
+      if (thread) threads.push_back(static_cast<Thread*>(thread));
+    race_check.joined(threads);
+  });
+}
+
 unsigned lane() { return scheduler.current()->lane; }
 
 }  // namespace emulation

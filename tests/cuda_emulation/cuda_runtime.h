@@ -12,6 +12,7 @@
 #include <utility>
 
 #include "emulation.h"
+#include "warp.h"
 
 #define __launch_bounds__(...)
 
@@ -34,6 +35,8 @@ inline int __syncthreads_count(int condition, emulation::Site site = emulation::
   return emulation::block_barrier("__syncthreads_count", site, condition != 0);
 }
 
+inline void __threadfence() { emulation::device_fence(); }
+inline void __threadfence_block() { emulation::scheduling_point(); }
 inline void __nanosleep(unsigned) { emulation::wait_for_others(); }
 inline long long clock64() { return emulation::clock(); }
 

@@ -3,6 +3,7 @@
 #pragma once
 #include <cuda_runtime_api.h>
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <stdexcept>
@@ -60,6 +61,7 @@ struct Builtins {
   uint3 thread{}, block{};
   dim3 block_dim, grid_dim;
   void* shared = nullptr;
+  size_t shared_bytes = 0;
 };
 inline Builtins builtins;
 
@@ -78,6 +80,24 @@ int block_barrier(const char* name, Site site, bool condition);
 // mask), before any goes on.
 using Complete = void (*)(void* const (&brought)[32], unsigned mask);
 void warp_collective(const char* name, Site site, unsigned mask, void* brought, Complete complete);
+
+void warp_barrier(Site site, unsigned mask);
+
+uint64_t atomic_load(const void* at, size_t bytes, std::memory_order order);
+void atomic_store(void* at, size_t bytes, uint64_t value, std::memory_order order);
+uint64_t atomic_update(void* at, size_t bytes, uint64_t (*update)(uint64_t old, uint64_t operand), uint64_t operand,
+                       std::memory_order order);  // returns what was there before
+void device_fence();
+
+// cp.async of the calling thread: copies bytes (4, 8 or 16), of which those beyond from_bytes become zero. Committed copies
+// are a group; wait_copies waits for all groups but the last few.
+void copy_async(void* to, const void* from, size_t bytes, size_t from_bytes);
+inline void copy_async(void* to, const void* from, size_t bytes) { copy_async(to, from, bytes, bytes); }
+void commit_copies();
+void wait_copies(unsigned groups_left);
+
+[[noreturn]] void fail(const std::string& kind, const std::string& what);  // ends the launch, from one of its threads
+unsigned layout_seed();                                                    // of what lies where in a wmma fragment
 
 unsigned lane();
 long long clock();  // in scheduling points

@@ -57,7 +57,11 @@ cudaError_t check(const cudaLaunchConfig_t& config, Launch& launch) {
 
 void set_device(const Device& device) { the_device = device; }
 const Device& device() { return the_device; }
-void set_seed(uint64_t seed) { scheduler.random() = Random(seed); }
+void set_seed(uint64_t seed) {
+  scheduler.random() = Random(seed);
+  scheduler.layout_seed = unsigned(scheduler.random().next());
+}
+unsigned layout_seed() { return scheduler.layout_seed; }
 void set_livelock_limit(uint64_t idle_points) { scheduler.livelock_limit = idle_points; }
 Statistics statistics() { return scheduler.statistics; }
 long long clock() { return (long long)scheduler.statistics.points; }

@@ -6,6 +6,8 @@
 #include <cstring>
 #include <utility>
 
+#include "race_check.h"
+
 namespace emulation {
 
 Scheduler scheduler;
@@ -44,9 +46,11 @@ void Scheduler::begin(const Launch& launch) {
   runnable_.clear(), frozen_.clear(), pending_.clear();
   next_thaw_ = UINT64_MAX, idle_ = 0;
   builtins.block_dim = launch.block, builtins.grid_dim = launch.grid;
+  builtins.shared_bytes = launch.shared_bytes;
   const size_t blocks = size_t(launch.grid.x) * launch.grid.y * launch.grid.z;
-  for (size_t i = 0; i < blocks; ++i) pending_.push_back(index_of(i, launch.grid));
+  for (size_t i = 0; i < blocks; ++i) pending_.push_back(i);
   shuffle(pending_, random_);
+  race_check.begin(blocks, size_t(launch.block.x) * launch.block.y * launch.block.z);
   const unsigned most = unsigned(device().multiprocessors * device().blocks_per_multiprocessor);
   const size_t resident = launch.cooperative ? blocks : std::min(blocks, size_t(1 + random_.below(most)));
   while (slots_.size() < resident) slots_.push_back(std::make_unique<Block>());
@@ -62,11 +66,13 @@ void Scheduler::admit(size_t slot) {
   const size_t threads = size_t(launch_->block.x) * launch_->block.y * launch_->block.z;
   block.slot = slot;
   block.alive = true;
-  block.index = pending_.back();
+  block.number = pending_.back();
+  block.index = index_of(block.number, launch_->grid);
   pending_.pop_back();
   block.arrived = block.conditions = block.finished = 0;
   block.listed = false;
   block.shared = poisoned(launch_->shared_bytes);
+  race_check.forget(block.shared.get(), launch_->shared_bytes);
   block.runnable.clear();
   block.threads.resize(threads);
   block.warps.assign((threads + kLanes - 1) / kLanes, Warp{});
@@ -75,6 +81,7 @@ void Scheduler::admit(size_t slot) {
     thread = Thread{};
     thread.index = index_of(i, launch_->block);
     thread.block = &block, thread.warp = &block.warps[i / kLanes], thread.lane = unsigned(i % kLanes);
+    thread.number = block.number * threads + i;
     prepare(thread.fibre, slot * threads + i, thread_main);
     thread.warp->all |= 1u << thread.lane;
   }
@@ -105,6 +112,7 @@ void Scheduler::run_all() {
 
 void Scheduler::end() {
   for (const auto& block : slots_) block->alive = false, block->shared.reset();
+  race_check.end();
   builtins = Builtins{};
   warp_ = nullptr, block_ = nullptr, launch_ = nullptr;
 }

@@ -24,18 +24,29 @@ struct Meeting {
 
 std::string describe(const Meeting& meeting);
 
+// A cp.async under way
+struct Copy {
+  void* to;
+  const void* from;
+  size_t bytes, from_bytes;
+  unsigned group;
+};
+
 struct Thread {
   Fibre fibre;
   uint3 index{};
   Block* block = nullptr;
   Warp* warp = nullptr;
   unsigned lane = 0;
+  size_t number = 0;  // in the grid
   bool finished = false;
   Meeting waits_at;
   void* brought = nullptr;
   // The last atomic load: the same answer again means that it spins.
   const void* polled = nullptr;
   uint64_t poll_answer = 0;
+  std::vector<Copy> copies;
+  unsigned copy_groups = 0;  // committed
 };
 
 struct Warp {
@@ -49,6 +60,7 @@ struct Warp {
 };
 
 struct Block {
+  size_t number = 0;  // in the grid
   size_t slot = 0;
   bool alive = false;
   uint3 index{};
@@ -78,6 +90,7 @@ class Scheduler {
   Random& random() { return random_; }
 
   uint64_t livelock_limit = 1 << 20;
+  unsigned layout_seed = 0;
   Statistics statistics{};
 
  private:
@@ -106,7 +119,7 @@ class Scheduler {
   const Launch* launch_ = nullptr;
   std::unique_ptr<Failure> failure_;
   std::vector<std::unique_ptr<Block>> slots_;
-  std::vector<uint3> pending_;  // blocks that have not begun, in random order
+  std::vector<size_t> pending_;  // blocks that have not begun, in random order
   std::vector<Block*> runnable_;
   std::vector<Warp*> frozen_;
   Fibre main_;
