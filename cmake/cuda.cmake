@@ -38,7 +38,7 @@ enable_language(CUDA)
 set(CMAKE_CUDA_STANDARD 17)
 set(CMAKE_CUDA_STANDARD_REQUIRED ON)
 set(CMAKE_CUDA_RUNTIME_LIBRARY Static) # such a module imports where there is no driver
-add_library(kernels_cuda OBJECT csrc/cuda/layer.cu)
+add_library(kernels_cuda OBJECT csrc/cuda/layer_backward.cu csrc/cuda/layer_forward.cu csrc/cuda/state.cu)
 target_compile_options(kernels_cuda PRIVATE "$<$<COMPILE_LANGUAGE:CUDA>:SHELL:-Werror all-warnings --compress-mode=size --threads 0>")
 pybind11_add_module(_cuda csrc/python/cuda.cpp csrc/python/cell_options.cpp csrc/python/device_arrays.cpp
     $<TARGET_OBJECTS:kernels_cuda>)

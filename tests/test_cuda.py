@@ -26,7 +26,7 @@ from fastlstm import LSTMCellOptions, functional, reference
 from fastlstm.weights import WeightSpec
 from gpus import Gpu
 
-ALGORITHMS = ["step", "resident"]
+ALGORITHMS = ["step", "resident", "persistent"]
 SMALL = Case("small", WeightSpec(3, 9), 4, 5, **MARKS)
 TILES = Case("rows_and_units_of_several_tiles", WeightSpec(5, 37), 3, 41, **MARKS)
 
@@ -75,8 +75,9 @@ def test_half_precision_of_a_variant(gpu: Gpu, variant: str, case: Case) -> None
 
 @pytest.mark.parametrize("case", [case for case in [SMALL, TILES, *OPTIONS] if is_resident(case)], ids=str)
 def test_algorithms_give_the_same_bits(gpu: Gpu, dtype: str, case: Case) -> None:
-    step, resident = (gpu.solve(problem_of(case).astype(dtype), algo) for algo in ALGORITHMS)
-    assert_same_bits(step, resident)
+    step, *others = (gpu.solve(problem_of(case).astype(dtype), algo) for algo in ALGORITHMS)
+    for other in others:
+        assert_same_bits(step, other)
 
 
 @pytest.mark.parametrize("algo", ALGORITHMS)

@@ -7,16 +7,21 @@
 
 namespace fastlstm::gpu {
 
-// How a layer runs: a launch a step, which any shape can have; or one launch, each block with all of U in its shared memory.
-enum class Algorithm { kAutomatic, kStep, kResident };
+// How a layer runs: a launch a step, which any shape can have; or one launch, with all of U in the shared memory of each block,
+// or with a part of it in each and a meeting of all blocks after each step.
+enum class Algorithm { kAutomatic, kStep, kResident, kPersistent };
 
-constexpr const char* kAlgorithmNames[] = {"auto", "step", "resident"};
+constexpr const char* kAlgorithmNames[] = {"auto", "step", "resident", "persistent"};
 
 // Both throw std::invalid_argument where the layer cannot have the algorithm asked for; the algorithm that ran is returned.
+// barrier: two zeros in device memory.
 template <class T>
-Algorithm layer_forward(const LayerForward<T>& layer, Algorithm asked, cudaStream_t stream);
+Algorithm layer_forward(const LayerForward<T>& layer, Algorithm asked, uint32_t* barrier, cudaStream_t stream);
 template <class T>
-Algorithm layer_backward(const LayerBackward<T>& layer, Algorithm asked, cudaStream_t stream);
+Algorithm layer_backward(const LayerBackward<T>& layer, Algorithm asked, uint32_t* barrier, cudaStream_t stream);
+
+// Throws std::runtime_error if a launch has given up since the last call, on any device. Waits for nothing.
+void check_for_failures();
 
 // Which steps count and where rows are cut, of one direction, from what the caller says.
 struct StepMarks {

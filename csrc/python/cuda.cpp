@@ -87,13 +87,15 @@ class Layer {
     device_ = options_["device"].cast<int>();
     const cudaStream_t stream = stream_argument(options_["stream"].cast<uint64_t>());
     const OnDevice on(device_);
+    check_for_failures();
     const DeviceArguments of(arrays_, device_, stream);
     const DeviceArray pre = of.array("pre");
     if (pre.shape.size() != 4 || pre.shape[3] != 4) throw py::value_error("pre has no shape (T, B, H, 4)");
     with_dtype(pre.dtype, [&](auto zero) {
       using T = decltype(zero);
       const LayerForward<T> layer = forward_of<T>(of, pre.shape[0], pre.shape[1], pre.shape[2]);
-      algorithm_ = layer_forward(layer, algorithm_argument(options_["algo"].cast<std::string>()), stream);
+      algorithm_ = layer_forward(layer, algorithm_argument(options_["algo"].cast<std::string>()),
+                                 of.contiguous<uint32_t>("barrier", {2}), stream);
       layer_ = layer;
     });
   }
@@ -103,13 +105,14 @@ class Layer {
   void backward(const py::dict& arrays, int64_t truncate, uint64_t stream_number) const {
     const cudaStream_t stream = stream_argument(stream_number);
     const OnDevice on(device_);
+    check_for_failures();
     const DeviceArguments of(arrays, device_, stream);
     std::visit(
         [&](const auto& layer) {
           if (!layer.saved && layer.shape.T > 0)
             throw py::value_error("the layer ran without a tape: it has no backward");
           layer_backward(backward_of(layer, of, truncate), algorithm_argument(options_["algo"].cast<std::string>()),
-                         stream);
+                         of.contiguous<uint32_t>("barrier", {2}), stream);
         },
         layer_);
   }

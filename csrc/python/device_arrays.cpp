@@ -8,8 +8,8 @@
 namespace fastlstm::gpu {
 namespace {
 
-constexpr const char* kNames[] = {"float16", "bfloat16", "float32", "float64", "uint8", "int64"};
-constexpr int64_t kSizes[] = {2, 2, 4, 8, 1, 8};
+constexpr const char* kNames[] = {"float16", "bfloat16", "float32", "float64", "uint8", "int32", "int64"};
+constexpr int64_t kSizes[] = {2, 2, 4, 8, 1, 4, 8};
 
 std::string shape_text(const std::vector<int64_t>& shape) {
   std::string text = "(";
@@ -31,6 +31,7 @@ DType dtype_of(const dlpack::DataType& type, const std::string& name) {
   if (is(dlpack::kFloat, 32)) return DType::kFloat32;
   if (is(dlpack::kFloat, 64)) return DType::kFloat64;
   if (is(dlpack::kUInt, 8) || is(dlpack::kBool, 8)) return DType::kUint8;
+  if (is(dlpack::kInt, 32)) return DType::kInt32;
   if (is(dlpack::kInt, 64)) return DType::kInt64;
   throw py::type_error(name + " has a dtype of DLPack code " + std::to_string(type.code) + " with " +
                        std::to_string(type.bits) +
@@ -42,6 +43,7 @@ DType dtype_of(const std::string& typestr, const std::string& name) {
   if (typestr == "<f4") return DType::kFloat32;
   if (typestr == "<f8") return DType::kFloat64;
   if (typestr == "|b1" || typestr == "|u1") return DType::kUint8;
+  if (typestr == "<i4") return DType::kInt32;
   if (typestr == "<i8") return DType::kInt64;
   throw py::type_error(name + " has dtype " + typestr + ": expected float16, float32, float64, bool or int64");
 }

@@ -14,7 +14,7 @@ namespace fastlstm::gpu {
 
 namespace py = pybind11;
 
-enum class DType { kFloat16, kBfloat16, kFloat32, kFloat64, kUint8, kInt64 };
+enum class DType { kFloat16, kBfloat16, kFloat32, kFloat64, kUint8, kInt32, kInt64 };
 
 const char* dtype_name(DType dtype);
 
@@ -28,6 +28,8 @@ template <>
 constexpr DType kDType<float> = DType::kFloat32;
 template <>
 constexpr DType kDType<double> = DType::kFloat64;
+template <>
+constexpr DType kDType<uint32_t> = DType::kInt32;  // torch has no unsigned ones
 template <>
 constexpr DType kDType<int64_t> = DType::kInt64;
 

@@ -303,6 +303,7 @@ def _direction_forward(
         "c": call.empty(slots, B, H, wide=True),
         "peepholes": w.peepholes,
         "h_scales": h_scales,
+        "barrier": library.zeros((2,), "int32", call.like),
     }
     layer = native().Layer(arrays, options)
     h = arrays["h"][1:] if options["reverse"] else arrays["h"][:-1]
@@ -402,6 +403,7 @@ def _direction_backward(
         "dh": library.empty((B, n), wide, tape.x),
         "dc": library.empty((B, H), wide, tape.x),
         "d_pre": library.empty((T, B, H, 4), tape.dtype, tape.x),
+        "barrier": library.zeros((2,), "int32", tape.x),
     }
     if w.w_p is not None:
         arrays["projection"] = _panels(library, library.permuted(w.w_p, (1, 0)), tape.x)

@@ -1,0 +1,75 @@
+// The backward loop over time on a GPU: which kernel runs how often. The twin of cpu/layer_backward.cpp.
+#include "dispatch.h"
+#include "launch.h"
+#include "persistent.cuh"
+#include "resident.cuh"
+#include "state.cuh"
+
+namespace fastlstm::gpu {
+namespace {
+
+// Gradients of gates are a variant's, too.
+template <class T>
+CellKind kind_of_backward(const LayerBackward<T>& layer) {
+  const CellKind kind = kind_of(layer.forward.variant);
+  return layer.dgates ? std::max(kind, kTextbookActivations) : kind;
+}
+
+template <class T>
+void dh_of_step(const LayerBackward<T>& layer, const StepBackward<T>& step, cudaStream_t stream) {
+  const Shape& shape = layer.forward.shape;
+  with_rows(rows_of_step(shape.B), [&](auto rows) {
+    constexpr int kRows = decltype(rows)::value;
+    launch(for_tiles<T, kRows>("gradient_of_h", shape.output(), shape.B, stream), gradient_of_h<T, kRows>, step);
+  });
+}
+
+template <class T>
+void step(const LayerBackward<T>& layer, int64_t s, cudaStream_t stream) {
+  const Shape& shape = layer.forward.shape;
+  const StepBackward<T> step = layer.step(s);
+  if (layer.projection) dh_of_step(layer, step, stream);
+  with_rows(rows_of_step(shape.B), [&](auto rows) {
+    constexpr int kRows = decltype(rows)::value;
+    with_kind(kind_of_backward(layer), [&](auto kind) {
+      launch(for_tiles<T, kRows>("step_backward", shape.H, shape.B, stream),
+             step_backward<T, kRows, decltype(kind)::value>, step);
+    });
+  });
+}
+
+}  // namespace
+
+template <class T>
+Algorithm layer_backward(const LayerBackward<T>& layer, Algorithm asked, uint32_t* barrier, cudaStream_t stream) {
+  const Shape& shape = layer.forward.shape;
+  const Choice choice = choose(layer.forward, asked, true);
+  const int64_t elements = shape.B * std::max(shape.H, shape.output());
+  launch(for_elements("begin_backward", elements, stream), begin_backward<T>, layer);
+  if (choice.algorithm == Algorithm::kStep) {
+    for (int64_t s = shape.T - 1; s >= 0; --s) step(layer, s, stream);
+    if (shape.T > 0) dh_of_step(layer, layer.before_first(), stream);
+  } else {
+    with_rows(choice.thread_rows, [&](auto rows) {
+      constexpr int kRows = decltype(rows)::value;
+      with_kind(kind_of_backward(layer), [&](auto kind) {
+        constexpr CellKind kKind = decltype(kind)::value;
+        if (choice.algorithm == Algorithm::kResident)
+          launch(choice.launch("resident_backward", stream), resident_backward<T, kRows, kKind>, layer);
+        else
+          launch(choice.launch("persistent_backward", stream), persistent_backward<T, kRows, kKind>, layer,
+                 choice.persistent, barrier_words(barrier));
+      });
+    });
+  }
+  launch(for_elements("end_backward", elements, stream), end_backward<T>, layer);
+  return choice.algorithm;
+}
+
+#define INSTANTIATE(T) template Algorithm layer_backward(const LayerBackward<T>&, Algorithm, uint32_t*, cudaStream_t);
+INSTANTIATE(float)
+INSTANTIATE(double)
+INSTANTIATE(__half)
+INSTANTIATE(__nv_bfloat16)
+
+}  // namespace fastlstm::gpu
