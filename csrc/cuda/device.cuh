@@ -9,6 +9,7 @@
 #include <cstring>
 #include <cuda/atomic>
 #include <type_traits>
+#include <utility>
 
 #include "../cell_options.h"
 #include "../philox.h"

@@ -11,8 +11,9 @@ __device__ Wide<T> reaching_h(const StepBackward<T>& s, int row, int unit, Wide<
   using W = Wide<T>;
   W* const past = s.dh + int64_t(row) * s.output + unit;
   const bool held = is_set(s.flags, row, kHeld);
-  W total = s.cuts_all || is_set(s.cut_after, row, kCut) ? W(0) : through_u + *past;
-  if (s.dy && !(held && !s.repeat)) total += widen(s.dy.row(s.t, row)[unit]);
+  const bool cut = s.cuts_all || (is_set(s.cut_after, row, kCut) && !mutated("reaching_h: dh survives a cut"));
+  W total = cut ? W(0) : through_u + *past;
+  if (s.dy && (!(held && !s.repeat) || mutated("reaching_h: dy of masked steps"))) total += widen(s.dy.row(s.t, row)[unit]);
   const W keep = held ? W(1) : kept<W>(s.variant.draws, Drawn::kZoneoutH, s.variant.options.zoneout_h, s.t, row, unit);
   const W passing = keep == W(0) ? W(0) : total * keep;
   *past = passing;
@@ -64,13 +65,14 @@ template <class T, CellKind KIND>
 __device__ Quad<T> unit_backward(const StepBackward<T>& s, int row, int unit, Wide<T> dh) {
   using W = Wide<T>;
   const int64_t at = int64_t(row) * s.hidden + unit;
-  const bool held = is_set(s.flags, row, kHeld);
-  W dc = s.cuts_all || is_set(s.cut_after, row, kCut) ? W(0) : s.dc[at];
+  const bool held = is_set(s.flags, row, kHeld) && !mutated("unit_backward: every step counts");
+  const bool cut = s.cuts_all || (is_set(s.cut_after, row, kCut) && !mutated("unit_backward: dc survives a cut"));
+  W dc = cut ? W(0) : s.dc[at];
   if (s.dcells) dc += widen(s.dcells.row(s.t, row)[unit]);
 
   CellGradient<W> d{{}, dc, {}};
   if (!held) {
-    const W c_in = is_set(s.flags, row, kCut) ? W(0) : s.c_prev[at];
+    const W c_in = is_set(s.flags, row, kCut) && !mutated("unit_backward: c before a cut") ? W(0) : s.c_prev[at];
     const Quad<T> saved = reinterpret_cast<const Quad<T>*>(s.saved)[at];
     const Gates<W> gates{widen(saved.at[0]), widen(saved.at[1]), widen(saved.at[2]), widen(saved.at[3])};
     auto cell = cell_of<T, KIND>(s.variant, s.hidden, unit);

@@ -47,9 +47,9 @@ template <class T>
 __device__ T deliver(const StepForward<T>& s, int row, int unit, int output, Wide<T> h) {
   const bool held = is_set(s.flags, row, kHeld), cut_next = is_set(s.cut_next, row, kCut);
   const T narrowed = held ? s.h_prev[int64_t(row) * output + unit] : narrow<T>(h);
-  const T next = cut_next && !mutated("deliver: cut ignored") ? T(0.0f) : narrowed;
+  const T next = cut_next && !mutated("deliver: h survives a cut") ? T(0.0f) : narrowed;
   s.h_next[int64_t(row) * output + unit] = next;
-  if (s.y) s.y.row(s.t, row)[unit] = held && !s.repeat ? T(0.0f) : narrowed;
+  if (s.y && !mutated("deliver: y forgotten")) s.y.row(s.t, row)[unit] = held && !s.repeat ? T(0.0f) : narrowed;
   return next;
 }
 
@@ -58,11 +58,13 @@ template <class T, CellKind KIND>
 __device__ T unit_forward(const StepForward<T>& s, int row, int unit, const Wide<T> (&sum)[4]) {
   using W = Wide<T>;
   const int64_t at = int64_t(row) * s.hidden + unit;
-  const bool held = is_set(s.flags, row, kHeld);
-  const W c_in = is_set(s.flags, row, kCut) ? W(0) : s.c_prev[at];
+  const bool held = is_set(s.flags, row, kHeld) && !mutated("unit_forward: every step counts");
+  const bool cut = is_set(s.flags, row, kCut) && !mutated("unit_forward: c survives a cut");
+  const W c_in = cut ? W(0) : mutated("unit_forward: c of another step") ? s.c[at] : s.c_prev[at];
   const auto cell = cell_of<T, KIND>(s.variant, s.hidden, unit);
 
-  const Quad<T> pre = reinterpret_cast<const Quad<T>*>(s.pre)[at];
+  Quad<T> pre = reinterpret_cast<const Quad<T>*>(s.pre)[at];
+  if (mutated("unit_forward: i and f change places")) std::swap(pre.at[0], pre.at[1]);
   Gates<W> gates;
   CellState<W> now = cell_forward<W>(
       cell,

@@ -1,0 +1,97 @@
+"""Faults that the kernels seed into themselves, one at a time: the suite's cases have to notice each of them.
+
+A fault of synchronisation shows under some orders of threads only, so each is tried with several.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from cases import Case, Problem, make_problem
+from emulated_cuda import Emulator
+from fastlstm.weights import WeightSpec
+from gpus import Gpu
+
+MARKED = {"lengths": "any_order", "mask": "random", "reset": "random"}
+SEEDS = range(1, 13)
+
+# The smallest case that tells, and the algorithm that runs it.
+CUT = Case("cut", WeightSpec(2, 3), 4, 3, reset="random")
+HELD = Case("held", WeightSpec(2, 3), 4, 3, mask="random")
+PLAIN = Case("plain", WeightSpec(2, 3), 3, 2)
+DEEP = Case("deeper_than_a_part", WeightSpec(2, 35), 2, 2)
+FOUR_BLOCKS = Case("four_blocks", WeightSpec(2, 37), 4, 3)
+FAULTS: dict[str, tuple[Case, str]] = {
+    "deliver: h survives a cut": (CUT, "step"),
+    "deliver: y forgotten": (PLAIN, "step"),
+    "unit_forward: every step counts": (HELD, "step"),
+    "unit_forward: c survives a cut": (CUT, "step"),
+    "unit_forward: c of another step": (PLAIN, "step"),
+    "unit_forward: i and f change places": (PLAIN, "step"),
+    "reaching_h: dh survives a cut": (CUT, "step"),
+    "reaching_h: dy of masked steps": (HELD, "step"),
+    "unit_backward: every step counts": (HELD, "step"),
+    "unit_backward: dc survives a cut": (CUT, "step"),
+    "unit_backward: c before a cut": (CUT, "step"),
+    "product: first barrier": (DEEP, "step"),
+    "product: second barrier": (PLAIN, "step"),
+    "resident_forward: barrier": (PLAIN, "resident"),
+    "resident_backward: barrier": (PLAIN, "resident"),
+    "persistent_product: first barrier": (FOUR_BLOCKS, "persistent"),
+    "persistent_product: second barrier": (PLAIN, "persistent"),
+    "persistent_forward: grid barrier": (FOUR_BLOCKS, "persistent"),
+    "persistent_backward: grid barrier": (FOUR_BLOCKS, "persistent"),
+    "grid barrier: arrival": (PLAIN, "persistent"),
+    "grid barrier: wait": (FOUR_BLOCKS, "persistent"),
+}
+
+# Faults that no run here can show, and why.
+SURVIVORS = {
+    "grid barrier: relaxed": "one host thread runs all: memory is always in order. The race check alone sees it.",
+}
+
+
+@pytest.fixture
+def gpu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Gpu:
+    """The emulated one alone."""
+    monkeypatch.setitem(sys.modules, "fastlstm._cuda", request.getfixturevalue("emulated_module"))
+    return Gpu("emulated")
+
+
+def shows(solve: Callable[[], dict[str, np.ndarray]], expected: dict[str, np.ndarray]) -> bool:
+    """Whether a run fails, or finds anything else than expected."""
+    try:
+        found = solve()
+    except RuntimeError:  # deadlock, livelock, divergence
+        return True
+    return any(found[name].tobytes() != array.tobytes() for name, array in expected.items())
+
+
+def problem_of(case: Case) -> Problem:
+    return make_problem(case, seed=4).astype("float32")
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_fault_is_noticed(gpu: Gpu, emulator: Emulator, name: str) -> None:
+    case, algo = FAULTS[name]
+    problem = problem_of(case)
+    expected = gpu.solve(problem, algo)
+    for seed in SEEDS:
+        emulator.set_seed(seed)
+        assert not shows(lambda: gpu.solve(problem, algo), expected), f"without a fault, seed {seed} differs"
+    emulator.set_mutation(name)
+    noticed = []
+    for seed in SEEDS:
+        emulator.set_seed(seed)
+        noticed.append(shows(lambda: gpu.solve(problem, algo), expected))
+    assert any(noticed), f"no seed noticed {name!r}"
+
+
+def test_every_fault_is_in_the_table(gpu: Gpu, emulator: Emulator) -> None:
+    for case, algo in FAULTS.values():
+        gpu.solve(problem_of(case), algo)
+    assert set(emulator.mutations_reached()) == {*FAULTS, *SURVIVORS}
