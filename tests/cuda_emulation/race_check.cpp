@@ -6,9 +6,10 @@
 namespace emulation {
 
 RaceCheck race_check;
+bool kernels_are_instrumented = false;
 
 void RaceCheck::begin(size_t blocks, size_t threads_per_block) {
-  active_ = wanted && instrumented;
+  active_ = wanted && kernels_are_instrumented;
   if (!active_) return;
   ++launch_;
   threads_per_block_ = threads_per_block;

@@ -15,8 +15,7 @@ enum class Access { kRead, kWrite, kAtomicRead, kAtomicWrite };
 
 class RaceCheck {
  public:
-  // Accesses are seen if kernels are instrumented, which their start-up code tells.
-  bool wanted = true, instrumented = false;
+  bool wanted = true;
   bool active() const { return active_; }
 
   void begin(size_t blocks, size_t threads_per_block);
@@ -77,5 +76,6 @@ class RaceCheck {
 };
 
 extern RaceCheck race_check;
+extern bool kernels_are_instrumented;  // their start-up code tells, before constructors run
 
 }  // namespace emulation

@@ -154,8 +154,7 @@ cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, const voi
 
 // A heap block of its own that begins as NaN.
 cudaError_t cudaMalloc(void** memory, size_t bytes) {
-  *memory = malloc(bytes);
-  if (!*memory) return answer(cudaErrorMemoryAllocation);
+  if (posix_memalign(memory, 256, bytes)) return answer(cudaErrorMemoryAllocation);
   memset(*memory, 0xff, bytes);
   return cudaSuccess;
 }

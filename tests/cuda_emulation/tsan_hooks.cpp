@@ -34,7 +34,7 @@ HOOKS(8)
 HOOKS(16)
 void __tsan_read_range(void* at, size_t bytes) { access(at, bytes, Access::kRead); }
 void __tsan_write_range(void* at, size_t bytes) { access(at, bytes, Access::kWrite); }
-void __tsan_init() { emulation::race_check.instrumented = true; }
+void __tsan_init() { emulation::kernels_are_instrumented = true; }
 void __tsan_func_entry(void*) {}
 void __tsan_func_exit() {}
 void __tsan_vptr_update(void**, void*) {}

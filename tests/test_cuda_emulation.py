@@ -1,0 +1,161 @@
+"""The emulator that runs CUDA kernels on the CPU: right kernels pass under any schedule, and each fault that a kernel
+can seed into itself is found."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sysconfig
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+EMULATION = Path(__file__).parent / "cuda_emulation"
+EXAMPLES = EMULATION / "examples.cu"
+SEEDS = 20
+
+# What is compiled with which flags: the emulator itself, and kernels.
+BUILDS = {
+    "plain": ([], []),
+    "races": ([], ["-fsanitize=thread"]),  # its hooks are the emulator's own
+    "addresses": (["-fsanitize=address"], ["-fsanitize=address"]),
+}
+KERNELS = ["block", "warp", "grid", "product_half", "product_bfloat16", "product_tf32", "copies", "limits"]
+
+# (mutation, build, what is found). "wrong": the result.
+FAULTS = [
+    ("block: no barrier", "plain", "wrong"),
+    ("block: no barrier", "races", "race"),
+    ("block: divergent barrier", "plain", "divergence"),
+    ("block: early return", "plain", "divergence"),
+    ("block: row out of bounds", "addresses", "heap-buffer-overflow"),
+    ("warp: no __syncwarp", "plain", "wrong"),
+    ("warp: no __syncwarp", "races", "race"),
+    ("warp: divergent shuffle", "plain", "divergence"),
+    ("warp: half a mask", "plain", "divergence"),
+    ("warp: barriers cross", "plain", "deadlock"),
+    ("grid: no barrier", "plain", "wrong"),
+    ("grid: no barrier", "races", "race"),
+    ("grid: single buffer", "plain", "wrong"),
+    ("grid: single buffer", "races", "race"),
+    ("grid: relaxed arrival", "races", "race"),
+    ("grid: relaxed wait", "races", "race"),
+    ("grid: wrong count", "plain", "livelock"),
+    ("product: sum not cleared", "plain", "wrong"),
+    ("product: divergent", "plain", "divergence"),
+    ("product: no __syncwarp", "plain", "wrong"),
+    ("product: no __syncwarp", "races", "race"),
+    ("copies: no wait", "plain", "wrong"),
+    ("copies: too few waited for", "plain", "wrong"),
+    ("copies: no barrier before", "plain", "wrong"),
+    ("copies: no barrier before", "races", "race"),
+    ("copies: no barrier after", "plain", "wrong"),
+    ("copies: no barrier after", "races", "race"),
+]
+
+Run = Callable[..., "list[str]"]
+
+
+def toolkit_headers() -> Path | None:
+    """Of a CUDA toolkit, or of NVIDIA's packages on PyPI."""
+    roots = [Path(os.environ[name]) for name in ("CUDA_HOME", "CUDA_PATH") if name in os.environ]
+    roots += sorted(Path("/usr/local").glob("cuda*"), reverse=True)
+    roots += sorted(Path(sysconfig.get_path("purelib")).glob("nvidia/cu*"), reverse=True)
+    headers = [root / "include" for root in roots]
+    needed = ("cuda_runtime_api.h", "cuda_fp16.h", "cuda_bf16.h", "crt/host_defines.h")
+    return next((folder for folder in headers if all((folder / name).is_file() for name in needed)), None)
+
+
+def succeed(command: Sequence[str | Path]) -> None:
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.fixture(scope="session")
+def headers() -> Path:
+    found = toolkit_headers()
+    if found is None:
+        pytest.skip("no headers of CUDA: neither a toolkit nor the packages nvidia-cuda-runtime and nvidia-cuda-crt")
+    return found
+
+
+@pytest.fixture(scope="session")
+def run(headers: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Builds all, and returns a function that runs an example and gives its lines."""
+    compiler = shutil.which(os.environ.get("CXX", "g++"))
+    if compiler is None:
+        pytest.skip("no C++ compiler")
+    folder = tmp_path_factory.mktemp("cuda_emulation")
+    general = [compiler, "-std=c++17", "-O1", "-g", "-Wall", "-Wextra", "-Werror", "-DFASTLSTM_EMULATION"]
+    general += ["-I", EMULATION, "-isystem", headers, "-c", "-x", "c++"]
+    compilations: dict[Path, list[str | Path]] = {}
+    programs: list[list[str | Path]] = []
+    for build, (emulator_flags, kernel_flags) in BUILDS.items():
+        kernels = folder / f"examples_{build}.o"
+        compilations[kernels] = [*general, *kernel_flags, EXAMPLES, "-o", kernels]
+        program: list[str | Path] = [compiler, *emulator_flags, kernels]
+        for source in sorted(EMULATION.glob("*.cpp")):
+            to = folder / f"{source.stem}{''.join(emulator_flags)}.o"
+            compilations[to] = [*general, *emulator_flags, source, "-o", to]
+            program.append(to)
+        programs.append([*program, "-rdynamic", "-ldl", "-o", folder / build])
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(succeed, compilations.values()))
+        list(pool.map(succeed, programs))
+
+    def run(build: str, kernel: str, mutation: str = "", *, seeds: int = SEEDS) -> list[str]:
+        # What a failure leaves on abandoned stacks is no leak to look for.
+        done = subprocess.run(
+            [folder / build, kernel, "1", str(seeds), mutation],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=100,
+            env={**os.environ, "ASAN_OPTIONS": "detect_leaks=0"},
+        )
+        return done.stdout.splitlines()
+
+    return run
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("build", BUILDS)
+def test_right_kernels_pass_under_any_schedule(run: Run, build: str, kernel: str) -> None:
+    lines = [line for line in run(build, kernel) if not line.startswith("reached")]
+    assert lines == ["right"] * SEEDS
+
+
+@pytest.mark.parametrize(("mutation", "build", "found"), FAULTS)
+def test_faults_are_found(run: Run, mutation: str, build: str, found: str) -> None:
+    kernel = mutation.split(":")[0].replace("product", "product_half")
+    lines = run(build, kernel, mutation, seeds=5)
+    assert f"reached {mutation}" in lines or build == "addresses"  # which ends the process
+    assert "right" not in lines
+    assert any(found in line for line in lines), lines
+
+
+def test_a_failure_names_kernel_block_thread_and_place(run: Run) -> None:
+    line = run("plain", "block", "block: early return")[0]
+    pattern = (
+        r"divergence in \w+::sum_by_block\(float const\*, float\*\), block \(\d, 0, 0\), thread \(\d+, 0, 0\): "
+        r".*__syncthreads in examples\.cu:\d+"
+    )
+    assert re.match(pattern, line), line
+
+
+def test_every_mutation_is_tested() -> None:
+    written = set(re.findall(r'mutated\("([^"]+)"\)', EXAMPLES.read_text()))
+    assert written == {mutation for mutation, _, _ in FAULTS}
+
+
+def test_examples_are_cuda(headers: Path, tmp_path: Path) -> None:
+    nvcc = shutil.which("nvcc") or shutil.which(headers.parent / "bin" / "nvcc")
+    if nvcc is None:
+        pytest.skip("no nvcc")
+    succeed(
+        [nvcc, "-std=c++17", "-arch=sm_80", "-Werror", "all-warnings", "-c", EXAMPLES, "-o", tmp_path / "examples.o"]
+    )
