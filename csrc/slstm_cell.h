@@ -1,5 +1,5 @@
 // THE equations of one sLSTM cell (Beck et al. 2024), forward and backward, for one number type V. The twin of slstm_cell_* in
-// python/fastlstm/slstm.py. Included by the kernels inside their own namespace, after activations.h.
+// python/fastlstm/slstm_reference.py. Included by the kernels inside their own namespace, after activations.h.
 
 // Before the activation in `pre`, after it elsewhere.
 template <class V>

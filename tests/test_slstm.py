@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fastlstm import slstm
+from fastlstm import slstm_reference as slstm
 from fastlstm.slstm_weights import SLSTMSpec, SLSTMState
 
 Arrays = dict[str, np.ndarray]

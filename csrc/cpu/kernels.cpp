@@ -81,6 +81,10 @@ auto with_flags(F function, bool first, Flags... rest) {
 #include "step_forward.h"
 #include "step_backward.h"
 #include "transpose.h"
+// clang-format off
+#include "../slstm_cell.h"
+#include "slstm_rows.h"
+// clang-format on
 
 template <class T>
 void sweep(const ActivationOptions& options, bool slope, const T* x, T* y, int64_t n) {
@@ -94,8 +98,10 @@ void sweep(const ActivationOptions& options, bool slope, const T* x, T* y, int64
 }
 
 template <class T>
-constexpr Kernels<T> kTable = {kLanes<T>,    kPanel<T>,     MR,      product<T>,      step_forward<T>, step_backward<T>,
-                               outer_sum<T>, outer_rows<T>, draw<T>, pack_columns<T>, transpose<T>,    sweep<T>};
+constexpr Kernels<T> kTable = {kLanes<T>,        kPanel<T>,        MR,           product<T>,
+                               step_forward<T>,  step_backward<T>, outer_sum<T>, outer_rows<T>,
+                               draw<T>,          pack_columns<T>,  transpose<T>, sweep<T>,
+                               slstm_forward<T>, slstm_backward<T>};
 
 }  // namespace
 

@@ -14,7 +14,7 @@ Layout padded_layout(const Kernels<T>& kernels, const SlstmShape& shape) {
   Shape padded;
   padded.I = shape.I;
   padded.H = shape.heads * round_up(shape.head(), kernels.lanes);
-  return Layout(padded, kernels.lanes, kernels.panel, sizeof(T));
+  return Layout(padded, CellOptions{}, kernels.lanes, kernels.panel, sizeof(T));
 }
 
 }  // namespace
@@ -295,10 +295,10 @@ class Forward {
   const SlstmPlan plan_;
   const int64_t rows_, steps_, slots_;  // most rows and steps at once; rings of operands
   std::vector<std::unique_ptr<Barrier>> barriers_;
-  Buffer<T> pre_;          // [threads, steps_, rows_, head columns]
-  Buffer<T> m_;            // [blocks,B,lanes]
-  Buffer<T> operands_;     // inference only: [slots_,B,operand_stride]
-  Buffer<T> c_, n_;        // the same: [blocks,B,lanes]
+  Buffer<T> pre_;       // [threads, steps_, rows_, head columns]
+  Buffer<T> m_;         // [blocks,B,lanes]
+  Buffer<T> operands_;  // inference only: [slots_,B,operand_stride]
+  Buffer<T> c_, n_;     // the same: [blocks,B,lanes]
 };
 
 }  // namespace

@@ -14,7 +14,7 @@ void slstm_rows_forward(const SlstmForward<T>& s, int64_t block, const T* stash,
     const int64_t at = at_block + row * L;
     const uint8_t flags = FLAGGED && s.flags ? s.flags[row] : 0;
     SlstmState<V> now{{}, load(s.before.c + at), load(s.before.n + at), load(s.before.m + at)};
-    if (FLAGGED && (flags & kCut)) now = {};
+    if (FLAGGED && (flags & kCut)) now = SlstmState<V>{};
     if (FLAGGED && (flags & kHeld)) {
       now.h = load(s.gates->a + row * s.gates->a_stride + unit);
     } else {
