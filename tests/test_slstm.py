@@ -10,56 +10,8 @@ import pytest
 
 from fastlstm import slstm_reference as slstm
 from fastlstm.slstm_weights import SLSTMSpec, SLSTMState
+from slstm_cases import SPECS, Arrays, assert_equal, problem, solve
 
-Arrays = dict[str, np.ndarray]
-
-
-def problem(
-    spec: SLSTMSpec, T: int = 6, B: int = 3, seed: int = 0, scale: float = 1.0, state: bool = True
-) -> dict[str, Any]:
-    """weights, x, state, dy and dstate in float64. The state is one that the cell can be in: n >= 1."""
-    rng = np.random.default_rng(seed)
-
-    def draw(*shape: int) -> np.ndarray:
-        return scale * rng.standard_normal(shape)
-
-    H = spec.hidden_size
-    weights = {name: draw(*shape) / np.sqrt(shape[-1]) for name, shape in spec.shapes().items()}
-    first = SLSTMState(draw(1, B, H), draw(1, B, H), 1 + np.abs(draw(1, B, H)), draw(1, B, H)) if state else None
-    gradients = SLSTMState(*(draw(1, B, H) for _ in range(4)))
-    return {
-        "weights": weights,
-        "x": draw(T, B, spec.x_size),
-        "state": first,
-        "dy": draw(T, B, H),
-        "dstate": gradients,
-    }
-
-
-def solve(p: dict[str, Any], **options: Any) -> Arrays:
-    """Every output and gradient by name."""
-    y, state, tape = slstm.slstm_forward(p["x"], p["weights"], p["state"], **options)
-    grads = slstm.slstm_backward(tape, p["dy"], p["dstate"])
-    found = {"y": y, "dx": grads.x} | {part + "_n": array for part, array in state._asdict().items()}
-    found |= {f"d{part}0": array for part, array in grads.state._asdict().items()}
-    return found | {"d" + name: array for name, array in grads.weights.items()}
-
-
-def assert_equal(found: Arrays, expected: Arrays, tolerance: float = 1e-12) -> None:
-    for name, array in expected.items():
-        assert found[name].shape == array.shape, name
-        difference = np.abs(found[name] - array).max(initial=0)
-        assert difference <= tolerance * max(1, np.abs(array).max(initial=0)), name
-
-
-SPECS = {
-    "one_unit": SLSTMSpec(1, 1, 1),
-    "one_head": SLSTMSpec(3, 5, 1),
-    "heads_of_one_unit": SLSTMSpec(3, 4, 4),
-    "heads": SLSTMSpec(4, 6, 3),
-    "no_bias": SLSTMSpec(4, 6, 2, bias=False),
-    "pre_activations": SLSTMSpec(0, 6, 2),
-}
 BY_SPEC = pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
 
 # xlstm

@@ -181,8 +181,7 @@ struct Kernels {
   void (*transpose)(const T* from, int64_t from_stride, int64_t rows, int64_t columns, T* to, int64_t to_stride);
   // y = the activation of x, or (slope) its derivative where its value is x; for the accuracy sweeps of the tests.
   void (*sweep)(const ActivationOptions&, bool slope, const T* x, T* y, int64_t n);
-  void (*slstm_forward)(const SlstmForward<T>&);
-  void (*slstm_backward)(const SlstmBackward<T>&);
+  const SlstmKernels<T>* slstm;
 };
 
 }  // namespace fastlstm

@@ -242,7 +242,7 @@ class Backward {
 
   SlstmStates<T> d_states() const { return {d_states_[0].data(), d_states_[1].data(), d_states_[2].data()}; }
 
-  // The steps of a chunk, last one first, of some rows of one head: the cell gives d_pre, d_pre . U gives dh of the step before.
+  // The steps of a chunk, last one first, of a head and some rows: the cell gives d_pre, d_pre . U gives dh of the step before.
   void recur(const Member& me, const Chunk& chunk, int buffer) {
     const int64_t parts = (me.rows.size() + kRowBlock - 1) / kRowBlock;
     for (int64_t part = 0; part < parts; ++part) {
@@ -286,7 +286,7 @@ class Backward {
     k.flags = args_.marks.at(t, row, args_.T_, B);
     k.flags_after = args_.marks.at(t + 1, row, args_.T_, B);
     k.repeat = args_.marks.repeat;
-    panels_.kernels.slstm_backward(k);
+    panels_.kernels.slstm->backward(k);
   }
 
   void recurrent_product(Range rows, int64_t head, const T* d) const {

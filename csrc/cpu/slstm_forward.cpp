@@ -266,6 +266,7 @@ class Forward {
     p.start_stride = columns;
     p.start_last = true;
     SlstmForward<T> k{};
+    k.product = panels_.kernels.product;
     k.gates = &p;
     k.blocks = panels_.head_blocks;
     k.hidden = K;
@@ -284,7 +285,7 @@ class Forward {
     k.flags = args_.marks.at(t, row, args_.T_, B);
     k.flags_next = args_.marks.at(t + 1, row, args_.T_, B);
     k.repeat = args_.marks.repeat;
-    panels_.kernels.slstm_forward(k);
+    panels_.kernels.slstm->forward(k);
   }
 
   const SlstmPanels<T>& panels_;

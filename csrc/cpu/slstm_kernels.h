@@ -15,6 +15,7 @@ struct SlstmStates {
 
 template <class T>
 struct SlstmForward {
+  void (*product)(const Product<T>&);
   const Product<T>* gates;  // of h, started from the pre-activations: rows, K, a, panels, start are read
   int64_t blocks, hidden;   // of the head
   SlstmStates<const T> before;
@@ -46,6 +47,12 @@ struct SlstmBackward {
   int64_t d_pre_stride;
   const uint8_t *flags, *flags_after;  // [rows] of this step and the next one; null: none
   bool repeat;
+};
+
+template <class T>
+struct SlstmKernels {
+  void (*forward)(const SlstmForward<T>&);
+  void (*backward)(const SlstmBackward<T>&);
 };
 
 }  // namespace fastlstm

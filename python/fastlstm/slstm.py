@@ -1,4 +1,4 @@
-"""The sLSTM on the native kernels, as two functions and as the layer `SLSTM`; `slstm_reference` has the functions in NumPy.
+"""The sLSTM on the native kernels: two functions, and the layer `SLSTM`. `slstm_reference` has the former in NumPy.
 
 sLSTM is xLSTM's scalar cell (Beck et al. 2024): exponential gates, states h c n m, and heads that do not see each
 other's h. Letters: T steps, B batch, I input, H hidden, N heads, K = H/N the size of a head.
@@ -42,13 +42,13 @@ class PackedSLSTMWeights:
         if dtype not in (np.dtype(np.float32), np.dtype(np.float64)):
             raise TypeError(f"the weights have dtype {dtype}, expected float32 or float64")
         arrays = check_slstm_weights(spec, weights, dtype)
-        given = (arrays.get(name) for name in ("weight_ih", "weight_hh", "bias"))
+        given = arrays.get("weight_ih"), arrays["weight_hh"], arrays.get("bias")
         return cls(spec, _core.SlstmWeights(*given, spec.input_size, spec.hidden_size, spec.num_heads))
 
 
 @dataclass(frozen=True)
 class SLSTMTape:
-    """What `slstm_backward` needs of one `slstm_forward`. It has copies of all it needs, and backward never writes it."""
+    """What `slstm_backward` needs of one `slstm_forward`: copies, which neither the caller nor backward ever writes."""
 
     spec: SLSTMSpec
     native: _core.SlstmTape

@@ -1,4 +1,25 @@
-// The sLSTM's cell over the rows of a step. Included by kernels.cpp inside the namespace of one instruction set.
+// The sLSTM's cell over the rows of a step, compiled once per instruction set as kernels.cpp is, whose head says why there are
+// namespaces. An object of its own, so that the LSTM's is the same instructions with and without it.
+#include <utility>
+
+#include "kernels.h"
+
+#if defined(__x86_64__)
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // gcc 12 warns of its own header
+#include <immintrin.h>
+#pragma GCC diagnostic pop
+#endif
+
+namespace fastlstm::FASTLSTM_ISA {
+namespace {
+
+#include "simd.h"
+#include "with_flags.h"
+// clang-format off
+#include "../activations.h"
+#include "../slstm_cell.h"
+// clang-format on
 
 // The cell for all rows of one block of units; `stash` holds the pre-activations, [rows][4][lanes].
 template <class T, bool TRAINING, bool FLAGGED>
@@ -51,7 +72,7 @@ void slstm_forward(const SlstmForward<T>& s) {
     p.panel_end = (block + blocks) * PANELS;
     p.c_stride = blocks * 4 * kLanes<T>;
     p.c = stash - p.panel_begin * kPanel<T>;
-    product(p);
+    s.product(p);
     for (int64_t b = 0; b < blocks; ++b) rows(s, block + b, stash + b * 4 * kLanes<T>, p.c_stride);
   }
 }
@@ -92,3 +113,15 @@ void slstm_backward(const SlstmBackward<T>& s) {
   const auto rows = s.flags || s.flags_after ? slstm_rows_backward<T, true> : slstm_rows_backward<T, false>;
   for (int64_t block = 0; block < s.blocks; ++block) rows(s, block);
 }
+
+template <class T>
+constexpr SlstmKernels<T> kTable = {slstm_forward<T>, slstm_backward<T>};
+
+}  // namespace
+
+extern const SlstmKernels<float> slstm_kernels_float32;
+extern const SlstmKernels<double> slstm_kernels_float64;
+const SlstmKernels<float> slstm_kernels_float32 = kTable<float>;
+const SlstmKernels<double> slstm_kernels_float64 = kTable<double>;
+
+}  // namespace fastlstm::FASTLSTM_ISA
