@@ -25,6 +25,7 @@ HELD = Case("held", WeightSpec(2, 3), 4, 3, mask="random")
 PLAIN = Case("plain", WeightSpec(2, 3), 3, 2)
 DEEP = Case("deeper_than_a_part", WeightSpec(2, 35), 2, 2)
 FOUR_BLOCKS = Case("four_blocks", WeightSpec(2, 37), 4, 3)
+TWO_TILES = Case("two_tiles_of_rows", WeightSpec(2, 37), 2, 101)
 FAULTS: dict[str, tuple[Case, str]] = {
     "deliver: h survives a cut": (CUT, "step"),
     "deliver: y forgotten": (PLAIN, "step"),
@@ -41,7 +42,7 @@ FAULTS: dict[str, tuple[Case, str]] = {
     "product: second barrier": (PLAIN, "step"),
     "resident_forward: barrier": (PLAIN, "resident"),
     "resident_backward: barrier": (PLAIN, "resident"),
-    "persistent_product: first barrier": (FOUR_BLOCKS, "persistent"),
+    "persistent_product: first barrier": (TWO_TILES, "persistent"),
     "persistent_product: second barrier": (PLAIN, "persistent"),
     "persistent_forward: grid barrier": (FOUR_BLOCKS, "persistent"),
     "persistent_backward: grid barrier": (FOUR_BLOCKS, "persistent"),

@@ -74,8 +74,18 @@ def rows() -> dict[str, list[str]]:
 @pytest.fixture(scope="module")
 def objects(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The kernels of every row as object files."""
+    return compiled(tmp_path_factory, "kernels.cpp")
+
+
+@pytest.fixture(scope="module")
+def slstm_objects(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The same of the sLSTM, whose steps call the LSTM's product."""
+    return compiled(tmp_path_factory, "slstm_kernels.cpp")
+
+
+def compiled(tmp_path_factory: pytest.TempPathFactory, name: str) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("kernels")
-    source = ROOT / "csrc" / "cpu" / "kernels.cpp"
+    source = ROOT / "csrc" / "cpu" / name
     made = {isa: folder / f"{isa}.o" for isa in rows()}
     for isa, options in rows().items():
         if isa not in CHECKED:  # only their symbols count, and without optimisation there are more of them
@@ -95,13 +105,20 @@ def test_table_was_read_in_full() -> None:
 
 @pytest.mark.parametrize("isa", rows() if (ROOT / "CMakeLists.txt").exists() else [])
 def test_kernels_define_no_weak_symbol(isa: str, objects: dict[str, Path]) -> None:
-    symbols = [line.split() for line in output_of("nm", "--defined-only", objects[isa]).splitlines()]
+    assert_only_tables_are_seen(isa, objects[isa], "kernels")
+
+
+@pytest.mark.parametrize("isa", rows() if (ROOT / "CMakeLists.txt").exists() else [])
+def test_kernels_of_the_slstm_define_no_weak_symbol(isa: str, slstm_objects: dict[str, Path]) -> None:
+    assert_only_tables_are_seen(isa, slstm_objects[isa], "slstm_kernels")
+
+
+def assert_only_tables_are_seen(isa: str, path: Path, table: str) -> None:
+    symbols = [line.split() for line in output_of("nm", "--defined-only", path).splitlines()]
     weak = [name for *_, kind, name in symbols if kind in "wWvVuU"]
     assert not weak, f"the linker may keep another instruction set's {weak}"
-    # all that other objects may see are the two tables
     assert sorted(name for *_, kind, name in symbols if kind.isupper()) == [
-        f"_ZN8fastlstm{len(isa)}{isa}15kernels_float32E",
-        f"_ZN8fastlstm{len(isa)}{isa}15kernels_float64E",
+        f"_ZN8fastlstm{len(isa)}{isa}{len(table) + 8}{table}_float{bits}E" for bits in (32, 64)
     ]
 
 
@@ -195,6 +212,15 @@ def test_other_kernels_hardly_spill(isa: str, objects: dict[str, Path]) -> None:
         for function in functions_of(objects[isa])
         if not re.search(VARIANTS, function.name)
     }
+    assert not {name: spills for name, spills in found.items() if len(spills) > MOST_IN_A_CELL}
+
+
+@pytest.mark.parametrize("isa", CHECKED)
+def test_kernels_of_the_slstm_hardly_spill(isa: str, slstm_objects: dict[str, Path]) -> None:
+    found = {function.name: function.spills() for function in functions_of(slstm_objects[isa])}
+    for kernel in ("slstm_rows_forward", "slstm_rows_backward"):
+        for element in ("float", "double"):
+            assert any(f"{kernel}<{element}" in name for name in found)
     assert not {name: spills for name, spills in found.items() if len(spills) > MOST_IN_A_CELL}
 
 

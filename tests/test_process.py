@@ -370,6 +370,18 @@ def test_ctrl_c_in_a_training_forward_and_the_layer_lives_on(tmp_path: Path) -> 
     assert float(run(INTERRUPTED + textwrap.dedent(code), tmp_path)) < 1.5
 
 
+@in_time
+@pytest.mark.parametrize(("heads", "steps", "rows", "threads"), [(1, 8_000, 8, 1), (2, 16_000, 8, 2), (1, 400, 160, 2)])
+def test_ctrl_c_interrupts_an_slstm(heads: int, steps: int, rows: int, threads: int, tmp_path: Path) -> None:
+    code = f"""
+    slstm, x = fastlstm.SLSTM(1, 1024, {heads}, seed=0), wide({steps}, {rows})[1]
+    print(interrupted(lambda: slstm(np.concatenate([x] * 8), threads={threads})))
+    y, _, tape = slstm.forward(x[:{steps} // 8])
+    assert interrupted(lambda: [slstm.backward(tape, dy=y, threads={threads}) for _ in range(100)]) < 1.5
+    """
+    assert float(run(INTERRUPTED + textwrap.dedent(code), tmp_path)) < 1.5
+
+
 def test_a_handler_that_does_not_raise_lets_the_call_go_on(tmp_path: Path) -> None:
     code = """
     lstm, x = make(64)

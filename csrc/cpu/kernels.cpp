@@ -14,9 +14,14 @@
 #endif
 
 namespace fastlstm::FASTLSTM_ISA {
+
+extern const SlstmKernels<float> slstm_kernels_float32;  // of slstm_kernels.cpp
+extern const SlstmKernels<double> slstm_kernels_float64;
+
 namespace {
 
 #include "simd.h"
+#include "with_flags.h"
 // clang-format off
 #include "../activations.h"
 #include "../activation_kinds.h"
@@ -24,13 +29,6 @@ namespace {
 #include "gemm.h"
 #include "random.h"
 // clang-format on
-
-// The units of a block that exist.
-template <class T>
-inline int lanes_of_block(int64_t hidden, int64_t block) {
-  const int64_t left = hidden - block * kLanes<T>;
-  return left < kLanes<T> ? int(left) : kLanes<T>;
-}
 
 #include "layer_norm.h"
 
@@ -65,19 +63,6 @@ auto with_kind(CellKind kind, F function) {
   return function(std::integral_constant<CellKind, kAnyActivations>{});
 }
 
-// Calls function(flag, ...) with each flag as a compile-time constant.
-template <class F>
-auto with_flags(F function) {
-  return function();
-}
-template <class F, class... Flags>
-auto with_flags(F function, bool first, Flags... rest) {
-  const auto others = [&](auto flag) {
-    return with_flags([&](auto... more) { return function(flag, more...); }, rest...);
-  };
-  return first ? others(std::true_type{}) : others(std::false_type{});
-}
-
 #include "step_forward.h"
 #include "step_backward.h"
 #include "transpose.h"
@@ -94,8 +79,18 @@ void sweep(const ActivationOptions& options, bool slope, const T* x, T* y, int64
 }
 
 template <class T>
-constexpr Kernels<T> kTable = {kLanes<T>,    kPanel<T>,     MR,      product<T>,      step_forward<T>, step_backward<T>,
-                               outer_sum<T>, outer_rows<T>, draw<T>, pack_columns<T>, transpose<T>,    sweep<T>};
+constexpr const SlstmKernels<T>* slstm_kernels() {
+  if constexpr (sizeof(T) == 4)
+    return &slstm_kernels_float32;
+  else
+    return &slstm_kernels_float64;
+}
+
+template <class T>
+constexpr Kernels<T> kTable = {kLanes<T>,         kPanel<T>,        MR,           product<T>,
+                               step_forward<T>,   step_backward<T>, outer_sum<T>, outer_rows<T>,
+                               draw<T>,           pack_columns<T>,  transpose<T>, sweep<T>,
+                               slstm_kernels<T>()};
 
 }  // namespace
 

@@ -5,6 +5,7 @@
 #include "../cell_options.h"
 #include "../layer.h"
 #include "profile.h"
+#include "slstm_kernels.h"
 
 namespace fastlstm {
 
@@ -180,6 +181,7 @@ struct Kernels {
   void (*transpose)(const T* from, int64_t from_stride, int64_t rows, int64_t columns, T* to, int64_t to_stride);
   // y = the activation of x, or (slope) its derivative where its value is x; for the accuracy sweeps of the tests.
   void (*sweep)(const ActivationOptions&, bool slope, const T* x, T* y, int64_t n);
+  const SlstmKernels<T>* slstm;
 };
 
 }  // namespace fastlstm

@@ -168,3 +168,10 @@ inline Vec<T> load(const T* p, int n) {
   for (int lane = 0; lane < n; ++lane) v[lane] = p[lane];
   return v;
 }
+
+// The units of a block that exist.
+template <class T>
+inline int lanes_of_block(int64_t hidden, int64_t block) {
+  const int64_t left = hidden - block * kLanes<T>;
+  return left < kLanes<T> ? int(left) : kLanes<T>;
+}

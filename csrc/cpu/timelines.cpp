@@ -17,6 +17,16 @@ struct Marks {
 
 }  // namespace
 
+Buffer<uint8_t> step_flags(int64_t T, int64_t B, const StepMarks& marks) {
+  if (!marks.lengths && !marks.mask && !marks.reset) return {};
+  const Marks at{marks, B};
+  Buffer<uint8_t> flags(size_product(T, B));
+  for (int64_t t = 0; t < T; ++t)
+    for (int64_t b = 0; b < B; ++b)
+      flags.data()[t * B + b] = uint8_t((at.counts(t, b) ? 0 : kHeld) | (at.resets(t, b) ? kCut : 0));
+  return flags;
+}
+
 Timelines::Timelines(int64_t T, int64_t B, const StepMarks& marks, int64_t directions) : order_(B) {
   std::iota(order_.data(), order_.data() + B, int64_t(0));
   const bool marked = marks.lengths || marks.mask;

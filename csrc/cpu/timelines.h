@@ -12,6 +12,9 @@ struct StepMarks {
   bool repeat = false;               // y of a step that does not count is h, not zero
 };
 
+// [T,B] StepFlag in the order of time and of the caller's rows; no buffer where nothing is marked.
+Buffer<uint8_t> step_flags(int64_t T, int64_t B, const StepMarks& marks);
+
 class Timelines {
  public:
   Timelines(int64_t T, int64_t B, const StepMarks& marks, int64_t directions);

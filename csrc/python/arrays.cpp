@@ -192,14 +192,20 @@ py::array new_state(int64_t layers, const SequenceLayout& layout, int64_t n) {
   return new_array<T>(state_shape(layers, layout, n));
 }
 
+std::vector<py::object> state_parts(py::handle object, const std::string& name, std::size_t parts,
+                                    const std::string& expected) {
+  if (object.is_none()) return std::vector<py::object>(parts, py::none());
+  if (!py::isinstance<py::tuple>(object) && !py::isinstance<py::list>(object))
+    throw py::type_error(name + " is a " + type_text(object) + ": expected " + expected);
+  const auto given = py::reinterpret_borrow<py::sequence>(object);
+  if (given.size() != parts)
+    throw py::value_error(name + " has " + std::to_string(given.size()) + " entries: expected " + expected);
+  return {given.begin(), given.end()};
+}
+
 std::pair<py::object, py::object> state_pair(py::handle object, const std::string& name) {
-  if (object.is_none()) return {py::none(), py::none()};
-  if (py::isinstance<py::tuple>(object) || py::isinstance<py::list>(object)) {
-    const auto pair = py::reinterpret_borrow<py::sequence>(object);
-    if (pair.size() == 2) return {pair[0], pair[1]};
-    throw py::value_error(name + " has " + std::to_string(pair.size()) + " entries: expected a pair (h, c)");
-  }
-  throw py::type_error(name + " is a " + type_text(object) + ": expected a pair (h, c)");
+  const auto parts = state_parts(object, name, 2, "a pair (h, c)");
+  return {parts[0], parts[1]};
 }
 
 template <class T>

@@ -75,6 +75,10 @@ StateInput<T> state_input(py::handle object, const std::string& name, int64_t la
 template <class T>
 py::array new_state(int64_t layers, const SequenceLayout& layout, int64_t n);
 
+// As many parts of a state as are expected, in words too; all of them None where the state is.
+std::vector<py::object> state_parts(py::handle object, const std::string& name, std::size_t parts,
+                                    const std::string& expected);
+
 // The pair (h, c), either of which may be None.
 std::pair<py::object, py::object> state_pair(py::handle object, const std::string& name);
 

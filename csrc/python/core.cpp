@@ -51,16 +51,6 @@ struct ForwardOptions {
   py::object threads, out;
 };
 
-StepMarks step_marks(const Buffer<int64_t>& lengths, const Buffer<uint8_t>& mask, const Buffer<uint8_t>& reset,
-                     bool repeat) {
-  StepMarks marks;
-  marks.lengths = lengths.data();
-  marks.mask = mask.data();
-  marks.reset = reset.data();
-  marks.repeat = repeat;
-  return marks;
-}
-
 template <class T>
 py::tuple forward_of(const std::shared_ptr<const Network<T>>& network, const Weights::Parts& parts, py::handle x_object,
                      py::handle state, const ForwardOptions& options) {
@@ -313,6 +303,7 @@ PYBIND11_MODULE(_core, m) {
       py::arg("threads"));
 
   bind_stream(m);
+  bind_slstm(m);
   m.def("set_num_threads", &set_num_threads_checked, py::arg("n"));
   m.def("get_num_threads", &get_num_threads);
   m.def("set_isa", &set_isa, py::arg("name"));

@@ -52,6 +52,17 @@ inline int threads_or_default(py::handle threads) {
   return asked > 0 ? asked : get_num_threads();
 }
 
+// What the buffers of arguments say, which must outlive it.
+inline StepMarks step_marks(const Buffer<int64_t>& lengths, const Buffer<uint8_t>& mask, const Buffer<uint8_t>& reset,
+                            bool repeat) {
+  StepMarks marks;
+  marks.lengths = lengths.data();
+  marks.mask = mask.data();
+  marks.reset = reset.data();
+  marks.repeat = repeat;
+  return marks;
+}
+
 // Packed weights of a whole LSTM. Immutable: a tape keeps the ones that its forward call used.
 class Weights {
  public:
@@ -147,7 +158,8 @@ class Weights {
   std::variant<Pointer<float>, Pointer<double>> network_;
 };
 
-// Adds the class Stream to the module.
+// Each adds its classes and functions to the module: Stream; those of the sLSTM.
 void bind_stream(py::module_& m);
+void bind_slstm(py::module_& m);
 
 }  // namespace fastlstm

@@ -7,10 +7,12 @@ from .config import active_isa, build_config, get_num_threads, release_memory, s
 from .functional import lstm_backward, lstm_forward
 from .gradients import Gradients
 from .layers import LSTM
+from .slstm import SLSTM, slstm_backward, slstm_forward
 from .stream import Stream
 
 __all__ = [
     "LSTM",
+    "SLSTM",
     "CompressedLSTM",
     "Gradients",
     "LSTMCellOptions",
@@ -24,4 +26,6 @@ __all__ = [
     "release_memory",
     "set_isa",
     "set_num_threads",
+    "slstm_backward",
+    "slstm_forward",
 ]

@@ -1,4 +1,4 @@
-# The native module (csrc/python/core.cpp), as fastlstm.functional and fastlstm.config see it. Not public.
+# The native module (csrc/python/), as fastlstm.functional and fastlstm.config see it. Not public.
 # Letters: T steps, B batch, I input, H hidden, P projection, D directions, L layers; Hout = P if P else H.
 from typing import Any
 
@@ -88,6 +88,54 @@ def backward(
     threads: int | None,
 ) -> tuple[NDArray[Any], tuple[NDArray[Any], NDArray[Any]], list[NDArray[Any]]]:
     """Return dx, (dh0, dc0), and the weights' gradients in the order in which Weights took the arrays."""
+
+class SlstmWeights:
+    """Weights of an sLSTM, copied and packed for one instruction set and dtype."""
+
+    def __init__(
+        self,
+        weight_ih: NDArray[Any] | None,  # [4H,I]; None where input_size is 0
+        weight_hh: NDArray[Any],  # [4H,H/num_heads]
+        bias: NDArray[Any] | None,  # [4H]
+        input_size: int,
+        hidden_size: int,
+        num_heads: int,
+    ) -> None: ...
+    @property
+    def dtype(self) -> str: ...
+    @property
+    def isa(self) -> str: ...
+    @property
+    def nbytes(self) -> int: ...
+
+class SlstmTape:
+    """What slstm_backward needs of a training slstm_forward; never written after it was made."""
+
+    @property
+    def nbytes(self) -> int: ...
+
+def slstm_forward(
+    weights: SlstmWeights,
+    x: NDArray[Any],  # [T,B,I], [B,T,I] if batch_first
+    state: tuple[NDArray[Any] | None, ...] | None,  # h c n m [1,B,H]
+    lengths: ArrayLike | None,  # [B]
+    mask: ArrayLike | None,  # [T,B], [B,T] if batch_first
+    reset: ArrayLike | None,  # as mask
+    batch_first: bool,
+    repeat: bool,
+    training: bool,
+    threads: int | None,
+    out: NDArray[Any] | None,  # y's memory, laid out as x
+) -> tuple[NDArray[Any], tuple[NDArray[Any], ...], SlstmTape | None]:
+    """Return y [T,B,H], the last h c n m, tape: None unless training."""
+
+def slstm_backward(
+    tape: SlstmTape,
+    dy: NDArray[Any] | None,  # [T,B,H]
+    dstate: tuple[NDArray[Any] | None, ...] | None,  # of h c n m
+    threads: int | None,
+) -> tuple[NDArray[Any], tuple[NDArray[Any], ...], list[NDArray[Any]]]:
+    """Return dx, those of the first h c n m, and the weights' in the order in which SlstmWeights took the arrays."""
 
 def paths(weights: Weights, T: int, B: int, training: bool, threads: int | None) -> list[str]:
     """Say in words how each layer would run sequences of T steps and B rows."""

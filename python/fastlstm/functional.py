@@ -157,17 +157,14 @@ def lstm_forward(
     (array([0.3696, 0.6505]), True)
     """
     packed = _packed(weights, cell, threads)
-    if masked_output not in ("zero", "repeat"):
-        raise ValueError(f"masked_output is {masked_output!r}, expected 'zero' or 'repeat'")
-    flags = {
-        "batch_first": batch_first,
-        "return_sequence": return_sequence,
-        "return_cells": return_cells,
-        "return_gates": return_gates,
-    }
-    for name, flag in (flags | {"training": training}).items():
-        if not isinstance(flag, (bool, np.bool_)):
-            raise TypeError(f"{name} is {flag!r}, a {type(flag).__qualname__}: expected True or False")
+    check_call(
+        masked_output,
+        batch_first=batch_first,
+        return_sequence=return_sequence,
+        return_cells=return_cells,
+        return_gates=return_gates,
+        training=training,
+    )
     every = check_long_sequence(return_sequence, out, checkpoint_every, training, dropout_step)
     dropout, seed = check_probability("dropout", dropout), 0
     if training and ((dropout and packed.spec.num_layers > 1) or packed.cell.draws):
@@ -223,6 +220,15 @@ def lstm_forward(
             print(f"fastlstm {packed.native.isa} {packed.native.dtype} T={T} B={B}: {line}", file=sys.stderr)
     result = Tape(packed.spec, tape) if tape is not None else None
     return (y, (h_n, c_n), *([cells] if return_cells else []), *([gates] if return_gates else []), result)
+
+
+def check_call(masked_output: str, **flags: object) -> None:
+    """What of a call the native core takes without a check."""
+    if masked_output not in ("zero", "repeat"):
+        raise ValueError(f"masked_output is {masked_output!r}, expected 'zero' or 'repeat'")
+    for name, flag in flags.items():
+        if not isinstance(flag, (bool, np.bool_)):
+            raise TypeError(f"{name} is {flag!r}, a {type(flag).__qualname__}: expected True or False")
 
 
 def _packed(

@@ -1,69 +1,29 @@
-"""`LSTM`: a layer that owns its weights. It packs them when they have changed, and calls `functional`."""
+"""`LSTM`: a layer that owns its weights, and calls `functional`."""
 
 from __future__ import annotations
 
 import copy
 import os
-import threading
-from collections.abc import Iterator, Mapping, MutableMapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from . import _core
 from .cells import PLAIN, LSTMCellOptions, check_cell_options, check_probability
 from .compressed import CompressedLSTM
 from .functional import PackedWeights, Tape, lstm_backward, lstm_forward
 from .gradients import Gradients
 from .inference import InferenceLSTM
 from .layouts import check_cell
-from .weights import WeightSpec, check_array, check_weights, initial_weights
+from .owned_weights import LSTMWeights, OwnsWeights
+from .weights import WeightSpec, check_dtype, check_weights, initial_weights
 
 __all__ = ["LSTM", "LSTMWeights"]
 
 
-class LSTMWeights(MutableMapping[str, np.ndarray]):
-    """A layer's weights by torch's names. Reading gives read-only views; assigning copies an array in.
-
-    The set of names is the layer's: none can be added or deleted.
-    """
-
-    def __init__(self, arrays: dict[str, np.ndarray]) -> None:
-        self._arrays = arrays
-        self._version = 0
-        for array in arrays.values():
-            array.flags.writeable = False  # of the owner, so that no view of it can be made writable
-
-    def __getitem__(self, name: str) -> np.ndarray:
-        return self._arrays[name].view()
-
-    def __setitem__(self, name: str, array: np.ndarray) -> None:
-        if name not in self._arrays:
-            raise KeyError(f"{name!r} is no weight of this LSTM, expected one of {', '.join(self._arrays)}")
-        own = self._arrays[name]
-        checked = check_array(name, array, own.shape, own.dtype)
-        own.flags.writeable = True
-        own[...] = checked
-        own.flags.writeable = False
-        self._version += 1
-
-    def __delitem__(self, name: str) -> None:
-        raise TypeError(f"{name!r} cannot be deleted: an LSTM keeps all of its weights")
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._arrays)
-
-    def __len__(self) -> int:
-        return len(self._arrays)
-
-    def __repr__(self) -> str:
-        return "\n".join(f"{name} {array.shape} {array.dtype}" for name, array in self._arrays.items())
-
-
-class LSTM(InferenceLSTM):
+class LSTM(OwnsWeights[PackedWeights], InferenceLSTM):
     """A long short-term memory of any layers and directions, with torch.nn.LSTM's arguments in torch's order.
 
     peepholes, layer_norm: whether c is seen by the gates, and whether the sums into the gates and c are normalised;
@@ -109,20 +69,13 @@ class LSTM(InferenceLSTM):
         check_cell(self.spec, cell)
         self.batch_first = bool(batch_first)
         self.dropout = check_probability("dropout", dropout)
-        self.dtype = np.dtype(dtype)
-        if self.dtype not in (np.dtype(np.float32), np.dtype(np.float64)):
-            raise TypeError(f"dtype is {self.dtype}, expected float32 or float64")
+        self.dtype = check_dtype(dtype)
         sequence = np.random.SeedSequence(seed)
         rng = np.random.default_rng(sequence)
         arrays = initial_weights(self.spec, dtype=self.dtype, rng=rng, forget_bias=forget_bias)
-        self._weights = LSTMWeights(arrays)
+        self._own(arrays)
         self._dropout_seed = int(sequence.spawn(1)[0].generate_state(1, np.uint64)[0])
         self._calls = 0
-        self._prepare()
-
-    def _prepare(self) -> None:
-        self._lock = threading.Lock()
-        self._packed: tuple[int, PackedWeights] | None = None
 
     # training
 
@@ -202,11 +155,11 @@ class LSTM(InferenceLSTM):
         """
         return lstm_backward(tape, dy, dstate, dcells=dcells, dgates=dgates, truncate=truncate, threads=threads)
 
-    def _pack(self) -> PackedWeights:
-        packed, version = self._packed, self._weights._version
-        if packed is None or packed[0] != version or packed[1].native.isa != _core.active_isa():
-            self._packed = packed = version, PackedWeights.of(self._weights._arrays, self.spec, cell=self.cell)
-        return packed[1]
+    def _pack_now(self) -> PackedWeights:
+        return PackedWeights.of(self._weights._arrays, self.spec, cell=self.cell)
+
+    def _checked(self, state_dict: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return check_weights(self.spec, state_dict, self.dtype)
 
     def _frozen(self) -> LSTM:
         frozen = copy.deepcopy(self)
@@ -224,42 +177,7 @@ class LSTM(InferenceLSTM):
         """
         return CompressedLSTM.of(self.spec, self.batch_first, self._weights._arrays, storage, self.cell)
 
-    # weights
-
-    @property
-    def weights(self) -> LSTMWeights:
-        """The weights by torch's names: read-only views. `lstm.weights[name] = array` copies an array in.
-
-        >>> lstm = LSTM(1, 1, bias=False, seed=0)
-        >>> lstm.weights["weight_hh_l0"] = np.ones((4, 1), np.float32)
-        >>> lstm.weights["weight_hh_l0"][0] = 2
-        Traceback (most recent call last):
-        ValueError: assignment destination is read-only
-        """
-        return self._weights
-
-    @contextmanager
-    def updating(self) -> Iterator[dict[str, np.ndarray]]:
-        """The weights as arrays to write into; they become the layer's on leaving, and stay as they were on an error.
-
-        >>> lstm = LSTM(1, 1, bias=False, seed=0)
-        >>> with lstm.updating() as weights:
-        ...     weights["weight_hh_l0"] *= 0
-        >>> float(abs(lstm.weights["weight_hh_l0"]).max())
-        0.0
-        """
-        drafts = self.state_dict()
-        yield drafts
-        self.load_state_dict(drafts)
-
-    def state_dict(self) -> dict[str, np.ndarray]:
-        """Copies of the weights by torch's names, in torch's order."""
-        return {name: array.copy() for name, array in self._weights._arrays.items()}
-
-    def load_state_dict(self, state_dict: Mapping[str, np.ndarray]) -> None:
-        """Take over all weights; names, shapes and dtype must be this layer's exactly, else nothing is changed."""
-        for name, array in check_weights(self.spec, state_dict, self.dtype).items():
-            self._weights[name] = array
+    # files
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the layer to a safetensors file (`pip install fastlstm[io]`); an error leaves the old file."""
@@ -282,11 +200,3 @@ class LSTM(InferenceLSTM):
     def _arguments(self) -> dict[str, Any]:
         own = {"batch_first": self.batch_first, "dropout": self.dropout, "dtype": self.dtype.name}
         return asdict(self.spec) | {"cell": asdict(self.cell)} | own
-
-    def __getstate__(self) -> dict[str, Any]:
-        own = {name: value for name, value in self.__dict__.items() if name not in ("_lock", "_packed")}
-        return own | {"_weights": LSTMWeights(self.state_dict())}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._prepare()

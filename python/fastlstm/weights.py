@@ -243,6 +243,14 @@ def checked_arrays(
     return spec, arrays
 
 
+def check_dtype(dtype: npt.DTypeLike) -> np.dtype[Any]:
+    """A layer's dtype; raises TypeError for another one."""
+    checked: np.dtype[Any] = np.dtype(dtype)
+    if checked not in (np.dtype(np.float32), np.dtype(np.float64)):
+        raise TypeError(f"dtype is {checked}, expected float32 or float64")
+    return checked
+
+
 def check_weights(spec: WeightSpec, weights: Mapping[str, np.ndarray], dtype: npt.DTypeLike) -> dict[str, np.ndarray]:
     """The weights in torch's order as aligned C-contiguous arrays; copied only where they were not that already.
 
