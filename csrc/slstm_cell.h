@@ -35,7 +35,7 @@ template <class V>
   slope = (x > V{} ? e : one) / (one + e);
   const V s = e / fma(broadcast<V>(0.5), e, one);  // log(1 + e) = 2 atanh(s / 2)
   const V t = s * s;
-  return min(V{}, x) - fma(s * t, polynomial(t, Constants<Elem<V>>::atanh), s);
+  return min(V{}, x) - fma(s * t, Constants<Elem<V>>::atanh(t), s);
 }
 
 // A unit without a past, n = 0, takes m = i. Of the gates' exponents, i - m and kept - m, one is zero.

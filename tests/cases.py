@@ -22,8 +22,8 @@ TOLERANCE = {
     # db, as what belongs to a unit alone, is one sum over all T*B steps, with nothing that averages its terms as in dW
     "float32 bias": 2e-6,
     "float64": 1e-12,  # far above float64's 1e-16, far below any step that float32 could have taken on the way
-    # Weights, states, gates and their gradients are rounded to 11 bits each, 2.4e-4 half an ulp, and sums over steps add
-    # them up; measured up to 4e-3.
+    # Weights, states, gates and their gradients are rounded to 11 bits each, half an ulp being 2.4e-4, and sums over
+    # steps add them up; measured up to 4e-3.
     "float16": 1e-2,
     "finite differences": 1e-9,  # five points, h = 1e-3: h**4 of the fifth derivative, 1e-15 / h of rounding
     # How far beyond torch's own error: 2.5 ulps of float32. Our tanh is good to 5 ulps, torch's to 1, and a maximum

@@ -1,5 +1,7 @@
-"""Arrays on an emulated GPU: NumPy's, in memory that the emulated kernels read and write. The smallest array library that
-`fastlstm.device_arrays` can be told of."""
+"""Arrays on an emulated GPU: NumPy's, in memory that the emulated kernels read and write.
+
+The smallest array library that `fastlstm.device_arrays` can be told of.
+"""
 
 from __future__ import annotations
 

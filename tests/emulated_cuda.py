@@ -26,7 +26,8 @@ def cuda_headers() -> Path | None:
     nvcc = shutil.which("nvcc")
     toolkits = [Path(nvcc).resolve().parent.parent / "include"] if nvcc else []
     found = [*sorted(packages.glob("cu1*/include")), *toolkits, Path("/usr/local/cuda/include")]
-    return next((path for path in found if (path / "cuda_fp16.h").exists() and (path / "crt").is_dir()), None)
+    needed = ("cuda_fp16.h", "nv/target", "crt/host_defines.h")
+    return next((path for path in found if all((path / name).exists() for name in needed)), None)
 
 
 def compiler() -> str | None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -57,9 +58,8 @@ SURVIVORS = {
 
 
 @pytest.fixture
-def gpu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Gpu:
-    """The emulated one alone."""
-    monkeypatch.setitem(sys.modules, "fastlstm._cuda", request.getfixturevalue("emulated_module"))
+def emulated(emulated_module: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Gpu:
+    monkeypatch.setitem(sys.modules, "fastlstm._cuda", emulated_module)
     return Gpu("emulated")
 
 
@@ -77,22 +77,22 @@ def problem_of(case: Case) -> Problem:
 
 
 @pytest.mark.parametrize("name", FAULTS)
-def test_fault_is_noticed(gpu: Gpu, emulator: Emulator, name: str) -> None:
+def test_fault_is_noticed(emulated: Gpu, emulator: Emulator, name: str) -> None:
     case, algo = FAULTS[name]
     problem = problem_of(case)
-    expected = gpu.solve(problem, algo)
+    expected = emulated.solve(problem, algo)
     for seed in SEEDS:
         emulator.set_seed(seed)
-        assert not shows(lambda: gpu.solve(problem, algo), expected), f"without a fault, seed {seed} differs"
+        assert not shows(lambda: emulated.solve(problem, algo), expected), f"without a fault, seed {seed} differs"
     emulator.set_mutation(name)
     noticed = []
     for seed in SEEDS:
         emulator.set_seed(seed)
-        noticed.append(shows(lambda: gpu.solve(problem, algo), expected))
+        noticed.append(shows(lambda: emulated.solve(problem, algo), expected))
     assert any(noticed), f"no seed noticed {name!r}"
 
 
-def test_every_fault_is_in_the_table(gpu: Gpu, emulator: Emulator) -> None:
+def test_every_fault_is_in_the_table(emulated: Gpu, emulator: Emulator) -> None:
     for case, algo in FAULTS.values():
-        gpu.solve(problem_of(case), algo)
+        emulated.solve(problem_of(case), algo)
     assert set(emulator.mutations_reached()) == {*FAULTS, *SURVIVORS}

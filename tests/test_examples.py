@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import sys
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
+import numpy as np
 import pytest
+
+from emulated_arrays import emulated
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 
@@ -20,8 +24,23 @@ def example(name: str) -> ModuleType:
     return module
 
 
-@pytest.mark.parametrize("page", sorted((EXAMPLES.parent / "docs").glob("*.md")), ids=lambda page: page.stem)
+PAGES = sorted((EXAMPLES.parent / "docs").glob("*.md"))
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.stem != "gpu"], ids=lambda page: page.stem)
 def test_every_block_of_a_page_runs(page: Path) -> None:
+    run_blocks(page)
+
+
+def test_every_block_of_the_page_on_gpus_runs(emulated_module: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    # CuPy's place is taken by the emulated arrays.
+    cupy = SimpleNamespace(asarray=emulated, ones=lambda shape, dtype: emulated(np.ones(shape, dtype)))
+    monkeypatch.setitem(sys.modules, "cupy", cupy)
+    monkeypatch.setitem(sys.modules, "fastlstm._cuda", emulated_module)
+    run_blocks(EXAMPLES.parent / "docs" / "gpu.md")
+
+
+def run_blocks(page: Path) -> None:
     text, names = page.read_text(), {}
     blocks = list(re.finditer(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE))
     for block in blocks:

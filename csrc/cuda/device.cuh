@@ -9,7 +9,6 @@
 #include <cstring>
 #include <cuda/atomic>
 #include <type_traits>
-#include <utility>
 
 #include "../cell_options.h"
 #include "../philox.h"

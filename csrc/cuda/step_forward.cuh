@@ -64,7 +64,7 @@ __device__ T unit_forward(const StepForward<T>& s, int row, int unit, const Wide
   const auto cell = cell_of<T, KIND>(s.variant, s.hidden, unit);
 
   Quad<T> pre = reinterpret_cast<const Quad<T>*>(s.pre)[at];
-  if (mutated("unit_forward: i and f change places")) std::swap(pre.at[0], pre.at[1]);
+  if (mutated("unit_forward: i and f change places")) pre = {pre.at[1], pre.at[0], pre.at[2], pre.at[3]};
   Gates<W> gates;
   CellState<W> now = cell_forward<W>(
       cell,

@@ -231,8 +231,6 @@ py::dict build_config() {
   config["isa_active"] = active_isa();
   config["openmp"] = openmp_version();
   config["num_threads"] = get_num_threads();
-  config["cuda"] = false;
-  config["cuda_reason"] = "this build has no CUDA module";
   return config;
 }
 

@@ -2,7 +2,7 @@
 
 from typing import TypedDict, cast
 
-from . import _core
+from . import _core, cuda
 from ._core import active_isa, get_num_threads, release_memory, set_isa, set_num_threads
 
 __all__ = [
@@ -28,6 +28,8 @@ class BuildConfig(TypedDict):
     num_threads: int
     cuda: bool
     cuda_reason: str  # why there is no CUDA; "" if there is
+    cuda_architectures: str  # that the module was built for, such as "80-real 90-real 120"; "" without the module
+    cuda_runtime: int  # CUDA's version, such as 13000; 0 without the module
 
 
 def build_config() -> BuildConfig:
@@ -40,4 +42,6 @@ def build_config() -> BuildConfig:
     >>> set(config["isa_runnable"]) <= set(config["isa_compiled"])
     True
     """
-    return cast(BuildConfig, _core.build_config())
+    reason = cuda.reason()
+    config = _core.build_config() | {"cuda": not reason, "cuda_reason": reason} | cuda.build()
+    return cast(BuildConfig, config)

@@ -1,8 +1,8 @@
 """The two functions of `functional` on arrays of a GPU: CuPy's or torch's. `functional` calls this; users need not.
 
 Products over all steps at once are the array library's; the native module `_cuda` runs the loop over time. Letters: T
-steps, B batch, I input, H hidden, n = P if there is a projection, else H; D directions, L layers. Inside, the four gates
-of a unit are neighbours: "interleaved" rows are [H,4] where torch's are [4,H].
+steps, B batch, I input, H hidden, n = P if there is a projection, else H; D directions, L layers. Inside, the four
+gates of a unit are neighbours: "interleaved" rows are [H,4] where torch's are [4,H].
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from .cells import LSTMCellOptions
 from .device_arrays import WIDE, ArrayLibrary, DeviceArray, library_of, on_gpu
 from .dropout import KINDS
 from .gradients import Gradients
-from .layouts import Layout, check_truncate
+from .layouts import Layout, check_cell, check_truncate
 from .masking import check_lengths, check_mask
 from .weights import WeightSpec, spec_and_arrays, weight_suffix
 
@@ -39,9 +39,18 @@ def reason() -> str:
         return str(_module().reason())
     except ImportError:
         return (
-            "fastlstm was built without CUDA: with nvcc, run "
-            "pip install fastlstm --no-binary fastlstm --config-settings=cmake.define.FASTLSTM_CUDA=ON"
+            "this fastlstm was built without CUDA: with nvcc 12.8 or newer, and from its sources, run "
+            "pip install . --config-settings=cmake.define.FASTLSTM_CUDA=ON"
         )
+
+
+def build() -> dict[str, Any]:
+    """What `fastlstm.build_config` says of the module."""
+    try:
+        module = _module()
+    except ImportError:
+        return {"cuda_architectures": "", "cuda_runtime": 0}
+    return {"cuda_architectures": module.architectures, "cuda_runtime": module.runtime_version}
 
 
 def _module() -> ModuleType:
@@ -54,11 +63,11 @@ def _module() -> ModuleType:
 class DirectionArrays(NamedTuple):
     """The weights of one layer and direction: copies, interleaved."""
 
-    w_x: DeviceArray | None  # [4H,I]; None where x holds the pre-activations
+    w_x: DeviceArray  # [4H,I]; None where x holds the pre-activations
     w_h: DeviceArray  # [4H,n]
-    bias: DeviceArray | None  # [4H]
-    w_p: DeviceArray | None  # [P,H]
-    peepholes: DeviceArray | None  # [3H]
+    bias: DeviceArray  # [4H]
+    w_p: DeviceArray  # [P,H]
+    peepholes: DeviceArray  # [3H]
 
 
 @dataclass(frozen=True)
@@ -77,6 +86,7 @@ class DeviceWeights:
         spec, arrays = spec_and_arrays(weights)
         if spec.layer_norm:
             raise ValueError("layer_norm is True: expected False on a GPU, whose kernels do not have it")
+        check_cell(spec, cell)
         named = dict(zip(spec.shapes(), arrays, strict=True))
         library = library_of("weight_hh_l0", named["weight_hh_l0"])
         dtype = library.dtype(named["weight_hh_l0"])
@@ -140,9 +150,9 @@ class DirectionTape(NamedTuple):
     options: dict[str, Any]
     x: DeviceArray  # [T,B,I], 0 where a step does not count
     h: DeviceArray  # [T,B,n] before each step
-    x_scales: DeviceArray | None  # [G,B,I]
-    h_scales: DeviceArray | None  # [G,B,n]
-    u_scales: DeviceArray | None  # [4H,n], interleaved
+    x_scales: DeviceArray  # [G,B,I]
+    h_scales: DeviceArray  # [G,B,n]
+    u_scales: DeviceArray  # [4H,n], interleaved
 
 
 @dataclass(frozen=True)
@@ -166,8 +176,8 @@ class _Call(NamedTuple):
     weights: DeviceWeights
     layout: Layout
     like: DeviceArray
-    flags: tuple[DeviceArray | None, ...]  # [T,B] of each direction
-    counts: DeviceArray | None  # [T,B,1] bool
+    flags: tuple[DeviceArray, ...]  # [T,B] of each direction
+    counts: DeviceArray  # [T,B,1] bool
     training: bool
     random: dict[str, int]
     algo: str
@@ -194,7 +204,7 @@ class _Call(NamedTuple):
         dtype = self.weights.dtype
         return self.weights.library.empty(shape, WIDE[dtype] if wide else dtype, self.like)
 
-    def scales(self, row: int, kind: str, p: float, *shape: int) -> DeviceArray | None:
+    def scales(self, row: int, kind: str, p: float, *shape: int) -> DeviceArray:
         """What a kind of dropout multiplies by, [places,rows,n]; None for nothing."""
         if not (self.training and p):
             return None
@@ -206,7 +216,7 @@ class _Call(NamedTuple):
 def device_forward(
     x: DeviceArray,
     weights: DeviceWeights,
-    state: tuple[DeviceArray | None, DeviceArray | None] | None,
+    state: tuple[DeviceArray, DeviceArray] | None,
     *,
     batch_first: bool,
     lengths: Any,
@@ -220,7 +230,7 @@ def device_forward(
     dropout: float,
     random: dict[str, int],
     algo: str,
-    out: DeviceArray | None,
+    out: DeviceArray,
 ) -> tuple[Any, ...]:
     """As `functional.lstm_forward`, whose checks have been made: y, (h_n, c_n), cells, gates, tape."""
     spec, library = weights.spec, weights.library
@@ -263,15 +273,16 @@ def device_forward(
     tape = None
     if training:
         tape = DeviceTape(spec, weights.cell, library, layout, weights.dtype, x, dropout, return_sequence, tapes)
-    return y, (_leave_state(layout, h_n), _leave_state(layout, c_n)), cells, gates, tape
+    states = _leave_state(layout, h_n), _leave_state(layout, c_n)
+    return (y, states, *([cells] if return_cells else []), *([gates] if return_gates else []), tape)
 
 
 def _direction_forward(
     call: _Call,
     row: int,
     x: DeviceArray,
-    first: dict[str, DeviceArray | None],
-    results: dict[str, DeviceArray | None],
+    first: dict[str, DeviceArray],
+    results: dict[str, DeviceArray],
     repeat: bool,
 ) -> DirectionTape:
     library, spec, cell = call.weights.library, call.weights.spec, call.weights.cell
@@ -311,7 +322,7 @@ def _direction_forward(
 
 
 def _pre_activations(
-    call: _Call, w: DirectionArrays, x: DeviceArray, direction: int, scales: DeviceArray | None
+    call: _Call, w: DirectionArrays, x: DeviceArray, direction: int, scales: DeviceArray
 ) -> DeviceArray:
     """b + x . W, [T,B,H,4]: new memory."""
     library = call.weights.library
@@ -335,11 +346,11 @@ def _pre_activations(
 
 def device_backward(
     tape: DeviceTape,
-    dy: DeviceArray | None,
-    dstate: tuple[DeviceArray | None, DeviceArray | None] | None,
+    dy: DeviceArray,
+    dstate: tuple[DeviceArray, DeviceArray] | None,
     *,
-    dcells: DeviceArray | None,
-    dgates: DeviceArray | None,
+    dcells: DeviceArray,
+    dgates: DeviceArray,
     truncate: int | None,
 ) -> Gradients:
     """As `functional.lstm_backward`."""
@@ -392,7 +403,7 @@ def _now(tape: DeviceTape, options: dict[str, Any]) -> dict[str, Any]:
 
 
 def _direction_backward(
-    tape: DeviceTape, row: int, arrays: dict[str, DeviceArray | None], truncate: int
+    tape: DeviceTape, row: int, arrays: dict[str, DeviceArray], truncate: int
 ) -> tuple[DeviceArray, dict[str, DeviceArray]]:
     """The gradients of x `[T,B,I]` and of the weights, by their names without suffix."""
     spec, library, own = tape.spec, tape.library, tape.directions[row]
@@ -433,9 +444,7 @@ def _direction_backward(
     return _input_gradient(tape, own, d_pre), dw
 
 
-def _weight_gradient(
-    library: ArrayLibrary, d_pre: DeviceArray, a: DeviceArray, scales: DeviceArray | None
-) -> DeviceArray:
+def _weight_gradient(library: ArrayLibrary, d_pre: DeviceArray, a: DeviceArray, scales: DeviceArray) -> DeviceArray:
     """[4H,k], interleaved, from d_pre `[T*B,4H]` and a `[T,B,k]`."""
     k = a.shape[-1]
     if scales is None or len(scales) == 1:
@@ -469,7 +478,7 @@ def _input_gradient(tape: DeviceTape, own: DirectionTape, d_pre: DeviceArray) ->
 # The caller's arrays
 
 
-def _part(array: DeviceArray | None, direction: int, size: int) -> DeviceArray | None:
+def _part(array: DeviceArray, direction: int, size: int) -> DeviceArray:
     """One direction's columns of a sequence [T,B,D*size]."""
     return None if array is None else array[..., direction * size : (direction + 1) * size]
 
@@ -514,12 +523,12 @@ def _check(name: str, array: DeviceArray, shape: tuple[int, ...], dtype: str, li
 def _states(
     name: str,
     names: tuple[str, str],
-    states: tuple[DeviceArray | None, DeviceArray | None] | None,
+    states: tuple[DeviceArray, DeviceArray] | None,
     spec: WeightSpec,
     layout: Layout,
     dtype: str,
     library: ArrayLibrary,
-) -> tuple[DeviceArray | None, DeviceArray | None]:
+) -> tuple[DeviceArray, DeviceArray]:
     """Both halves as contiguous `[L*D,B,..]`, None where None."""
     if states is None:
         return None, None
@@ -536,7 +545,7 @@ def _states(
 
 def _flags(
     library: ArrayLibrary, x: DeviceArray, layout: Layout, lengths: Any, mask: Any, reset: Any, reverse: bool
-) -> DeviceArray | None:
+) -> DeviceArray:
     """[T,B]: what happens to each row around each step; None where every step counts."""
     if lengths is None and mask is None and reset is None:
         return None

@@ -40,7 +40,7 @@ class PackedWeights:
 
     spec: WeightSpec
     cell: LSTMCellOptions
-    native: _core.Weights | DeviceWeights
+    native: _core.Weights
 
     @classmethod
     def of(
@@ -56,15 +56,8 @@ class PackedWeights:
 
         storage "bf16" or "int8" rounds float32 weights, for inference alone: see `CompressedLSTM`.
         """
-        check_cell_options(cell)
-        if isinstance(weights, Mapping) and any(map(on_gpu, weights.values())):
-            if storage != "whole":
-                raise ValueError(f"storage is {storage!r}, but the weights are on a GPU: expected 'whole'")
-            device = DeviceWeights.of(weights, cell)
-            check_cell(device.spec, cell)
-            return cls(device.spec, cell, device)
         spec, arrays = checked_arrays(weights, spec)
-        check_cell(spec, cell)
+        check_cell(spec, check_cell_options(cell))
         sizes = (spec.input_size, spec.hidden_size, spec.num_layers, spec.num_directions, spec.proj_size)
         parts = (spec.bias, spec.peepholes, spec.layer_norm)
         return cls(spec, cell, _core.Weights(arrays, *sizes, *parts, cell, storage, threads))
@@ -77,8 +70,6 @@ class PackedWeights:
         >>> PackedWeights.of({"weight_ih_l0": np.ones((4, 1)), "weight_hh_l0": np.ones((4, 1))}).paths(1, 1, threads=2)
         ['layer 0 forward: 1 thread, 48 rows at a time']
         """
-        if isinstance(self.native, DeviceWeights):
-            return [f"layer {layer}: a launch a step" for layer in range(self.spec.num_layers)]
         return _core.paths(self.native, T, B, training, threads)
 
 
@@ -87,7 +78,7 @@ class Tape:
     """What `lstm_backward` needs of one `lstm_forward`. It has copies of all it needs, and backward never writes it."""
 
     spec: WeightSpec
-    native: _core.Tape | DeviceTape
+    native: _core.Tape
 
     @property
     def nbytes(self) -> int:
@@ -105,7 +96,7 @@ class Tape:
 
 def lstm_forward(
     x: np.ndarray,
-    weights: Mapping[str, np.ndarray] | PackedWeights,
+    weights: Mapping[str, np.ndarray] | PackedWeights | DeviceWeights,
     state: tuple[np.ndarray, np.ndarray] | None = None,
     *,
     cell: LSTMCellOptions | None = None,
@@ -143,6 +134,9 @@ def lstm_forward(
     training only, and what `cell` draws need a dropout_seed from 0 to 2**64 - 1. threads: at most so many, the
     library's setting if None.
 
+    x and weights may be CuPy arrays or torch's CUDA tensors, and so are the results then; algo: "step", "resident" or
+    "persistent" instead of what the library would choose there, see docs/gpu.md. Nothing waits for the GPU.
+
     For long sequences: with return_sequence=False y is None and takes no memory. checkpoint_every=K keeps the state of
     every K-th step only (K is rounded up to the steps that backward sums at once, 256 rows or more), and backward runs
     the steps between once more: memory for T/K + K steps and a copy of x, the same gradients to the last bit. "auto" is
@@ -172,11 +166,10 @@ def lstm_forward(
         if not 0 <= seed < 2**64:
             raise ValueError(f"dropout_seed is {dropout_seed}, expected an integer from 0 to 2**64 - 1")
     call, first_step = _integer("dropout_call", dropout_call) & 0xFFFFFFFF, int(dropout_step) & 0xFFFFFFFF
-    if isinstance(packed.native, DeviceWeights) or on_gpu(x):
-        _check_device(x, packed, threads, every)
-        y, (h_n, c_n), cells, gates, tape = device_forward(
+    if isinstance(packed, DeviceWeights) or on_gpu(x):
+        return device_forward(
             x,
-            packed.native,
+            _check_device(x, packed, threads, every),
             state,
             lengths=lengths,
             mask=mask,
@@ -184,35 +177,37 @@ def lstm_forward(
             repeat=masked_output == "repeat",
             training=training,
             dropout=dropout,
-            algo=algo or "auto",
             random={"seed": seed, "call": call, "first_step": first_step},
+            algo=algo or "auto",
             out=out,
-            **flags,
+            batch_first=batch_first,
+            return_sequence=return_sequence,
+            return_cells=return_cells,
+            return_gates=return_gates,
         )
-    else:
-        if algo is not None:
-            raise ValueError(f"algo is {algo!r}, but x is on the CPU: expected None")
-        y, (h_n, c_n), cells, gates, tape = _core.forward(
-            packed.native,
-            x,
-            state,
-            lengths,
-            mask,
-            reset,
-            batch_first,
-            masked_output == "repeat",
-            return_sequence,
-            return_cells,
-            return_gates,
-            training,
-            every,
-            dropout,
-            seed,
-            call,
-            first_step,
-            threads,
-            out,
-        )
+    if algo is not None:
+        raise ValueError(f"algo is {algo!r}, but x is on the CPU: expected None")
+    y, (h_n, c_n), cells, gates, tape = _core.forward(
+        packed.native,
+        x,
+        state,
+        lengths,
+        mask,
+        reset,
+        batch_first,
+        masked_output == "repeat",
+        return_sequence,
+        return_cells,
+        return_gates,
+        training,
+        every,
+        dropout,
+        seed,
+        call,
+        first_step,
+        threads,
+        out,
+    )
     if _VERBOSE:
         T, B, *_ = (*x.shape[:-1], 1)  # unbatched: one row
         T, B = (B, T) if batch_first and x.ndim == 3 else (T, B)
@@ -232,31 +227,35 @@ def check_call(masked_output: str, **flags: object) -> None:
 
 
 def _packed(
-    weights: Mapping[str, np.ndarray] | PackedWeights, cell: LSTMCellOptions | None, threads: int | None
-) -> PackedWeights:
+    weights: Mapping[str, np.ndarray] | PackedWeights | DeviceWeights,
+    cell: LSTMCellOptions | None,
+    threads: int | None,
+) -> PackedWeights | DeviceWeights:
     if cell is not None:
         check_cell_options(cell)
-    if not isinstance(weights, PackedWeights):
+    if not isinstance(weights, (PackedWeights, DeviceWeights)):
+        if isinstance(weights, Mapping) and any(map(on_gpu, weights.values())):
+            return DeviceWeights.of(weights, cell or PLAIN)
         return PackedWeights.of(weights, cell=cell or PLAIN, threads=threads)
     if cell is not None and cell != weights.cell:
         raise ValueError(f"cell is {cell}, but the weights were packed for {weights.cell}: expected None or the same")
     return weights
 
 
-def _check_device(x: object, packed: PackedWeights, threads: int | None, every: int) -> None:
-    """What only one of the devices can do."""
-    if not isinstance(packed.native, DeviceWeights) or not on_gpu(x):
-        where = {True: "on a GPU", False: "on the CPU"}
-        of_x, of_weights = where[on_gpu(x)], where[isinstance(packed.native, DeviceWeights)]
+def _check_device(x: object, packed: PackedWeights | DeviceWeights, threads: int | None, every: int) -> DeviceWeights:
+    """The weights, if both they and x are on a GPU, and nothing is asked that only the CPU can do."""
+    if not isinstance(packed, DeviceWeights) or not on_gpu(x):
+        of_x, of_weights = ("on a GPU" if there else "on the CPU" for there in (on_gpu(x), not on_gpu(x)))
         raise TypeError(f"x is {of_x}, but the weights are {of_weights}: expected both on one device")
     if threads is not None:
         raise ValueError(f"threads is {threads}, but x is on a GPU: expected None")
     if every:
         raise ValueError("checkpoint_every is given, but x is on a GPU, whose kernels keep every step: expected None")
+    return packed
 
 
 def lstm_backward(
-    tape: Tape,
+    tape: Tape | DeviceTape,
     dy: np.ndarray | None = None,
     dstate: tuple[np.ndarray | None, np.ndarray | None] | None = None,
     *,
@@ -278,12 +277,12 @@ def lstm_backward(
     >>> lstm_backward(tape, dy=np.ones_like(y)).x.round(4).ravel()
     array([0.5293, 0.2421])
     """
-    if not isinstance(tape, Tape):
-        raise TypeError(f"tape is a {type(tape).__qualname__}, expected the tape of a training lstm_forward")
-    if isinstance(tape.native, DeviceTape):
+    if isinstance(tape, DeviceTape):
         if threads is not None:
             raise ValueError(f"threads is {threads}, but the tape is of a GPU: expected None")
-        return device_backward(tape.native, dy, dstate, dcells=dcells, dgates=dgates, truncate=truncate)
+        return device_backward(tape, dy, dstate, dcells=dcells, dgates=dgates, truncate=truncate)
+    if not isinstance(tape, Tape):
+        raise TypeError(f"tape is a {type(tape).__qualname__}, expected the tape of a training lstm_forward")
     dx, dstate0, dweights = _core.backward(tape.native, dy, dstate, dcells, dgates, check_truncate(truncate), threads)
     return Gradients(dx, dstate0, dict(zip(tape.spec.shapes(), dweights, strict=True)))
 
