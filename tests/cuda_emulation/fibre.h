@@ -35,7 +35,8 @@ struct Fibre {
 #endif
 };
 
-// Prepares fibre `number` to call entry when it is switched to; entry never returns. What ran on its stack before is forgotten.
+// Prepares fibre `number` to call entry when it is switched to; entry never returns. What ran on its stack before is
+// forgotten.
 void prepare(Fibre& fibre, size_t number, void (*entry)());
 
 // Goes on at `to`; returns when something switches to `from`.

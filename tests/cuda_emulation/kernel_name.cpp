@@ -1,4 +1,5 @@
-// The name of a kernel, of which a launch knows the address only: looked up in the symbols of its file when it is asked for.
+// The name of a kernel, of which a launch knows the address only: looked up in the symbols of its file when it is
+// asked for.
 #include <cxxabi.h>
 #include <dlfcn.h>
 #include <elf.h>
