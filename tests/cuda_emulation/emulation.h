@@ -16,7 +16,7 @@ namespace emulation {
 struct Failure : std::runtime_error {
   Failure(std::string kind, std::string kernel, uint3 block, uint3 thread, const std::string& what);
   std::string kind;    // "deadlock", "divergence", "livelock", "race", "stack overflow", ...
-  std::string kernel;  // name, or address if it has none that can be seen
+  std::string kernel;  // its name, or its type where its file is stripped
   uint3 block, thread;
 };
 
@@ -40,7 +40,7 @@ const Device& device();
 void set_livelock_limit(uint64_t idle_points);  // so many points without progress are a livelock
 Statistics statistics();
 
-// Has no effect on kernels that were compiled without -fsanitize=thread.
+// On from the beginning; without effect on kernels that were compiled without -fsanitize=thread.
 void set_race_check(bool on);
 
 // Mutations: faults that kernels seed into themselves where mutated(name) is true. The first name is the environment's
