@@ -102,7 +102,7 @@ def run(headers: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
             to = folder / f"{source.stem}{''.join(emulator_flags)}.o"
             compilations[to] = [*general, *emulator_flags, source, "-o", to]
             program.append(to)
-        programs.append([*program, "-rdynamic", "-ldl", "-o", folder / build])
+        programs.append([*program, "-ldl", "-o", folder / build])
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         list(pool.map(succeed, compilations.values()))
         list(pool.map(succeed, programs))

@@ -10,8 +10,11 @@
 namespace emulation {
 namespace {
 
+// One literal may stand at two addresses.
+bool same(const char* a, const char* b) { return a == b || !strcmp(a, b); }
+
 bool same(const Meeting& a, const Meeting& b) {
-  return a.site.line == b.site.line && a.mask == b.mask && !strcmp(a.name, b.name) && !strcmp(a.site.file, b.site.file);
+  return a.site.line == b.site.line && a.mask == b.mask && same(a.name, b.name) && same(a.site.file, b.site.file);
 }
 
 std::string text(uint3 index) {

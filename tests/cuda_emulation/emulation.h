@@ -1,5 +1,5 @@
-// What kernels and tests see of the emulated GPU beside CUDA's own names: its settings, what it found, and the few things
-// that CUDA says in PTX. One host thread at a time launches.
+// What kernels and tests see of the emulated GPU beside CUDA's own names: its settings, what it found, and the few
+// things that CUDA says in PTX. One host thread at a time launches.
 #pragma once
 #include <cuda_runtime_api.h>
 
@@ -16,7 +16,7 @@ namespace emulation {
 struct Failure : std::runtime_error {
   Failure(std::string kind, std::string kernel, uint3 block, uint3 thread, const std::string& what);
   std::string kind;    // "deadlock", "divergence", "livelock", "race", "stack overflow", ...
-  std::string kernel;  // name, or address if it has none that can be seen
+  std::string kernel;  // its name, or its type where its file is stripped
   uint3 block, thread;
 };
 
@@ -40,7 +40,7 @@ const Device& device();
 void set_livelock_limit(uint64_t idle_points);  // so many points without progress are a livelock
 Statistics statistics();
 
-// Has no effect on kernels that were compiled without -fsanitize=thread.
+// On from the beginning; without effect on kernels that were compiled without -fsanitize=thread.
 void set_race_check(bool on);
 
 // Mutations: faults that kernels seed into themselves where mutated(name) is true. The first name is the environment's
@@ -89,8 +89,8 @@ uint64_t atomic_update(void* at, size_t bytes, uint64_t (*update)(uint64_t old, 
                        std::memory_order order);  // returns what was there before
 void device_fence();
 
-// cp.async of the calling thread: copies bytes (4, 8 or 16), of which those beyond from_bytes become zero. Committed copies
-// are a group; wait_copies waits for all groups but the last few.
+// cp.async of the calling thread: copies bytes (4, 8 or 16), of which those beyond from_bytes become zero. Committed
+// copies are a group; wait_copies waits for all groups but the last few.
 void copy_async(void* to, const void* from, size_t bytes, size_t from_bytes);
 inline void copy_async(void* to, const void* from, size_t bytes) { copy_async(to, from, bytes, bytes); }
 void commit_copies();

@@ -1,6 +1,6 @@
-// Small kernels with faults to seed, which show that the emulator finds what it says it finds, and that right kernels pass.
-// Also compiled by nvcc. Run: examples <kernel> <first seed> <seeds> [mutation]; a line of output for each seed, then
-// the mutations reached.
+// Small kernels with faults to seed, which show that the emulator finds what it says it finds, and that right kernels
+// pass. Also compiled by nvcc. Run: examples <kernel> <first seed> <seeds> [mutation]; a line of output for each
+// seed, then the mutations reached.
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>

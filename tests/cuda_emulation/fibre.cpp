@@ -12,8 +12,9 @@
 #endif
 
 #if EMULATION_ASSEMBLY_SWITCH
-// Saves what a called function must preserve, and leaves the stack pointer in *from. The floating-point control words are
-// the same in all fibres. An indirect jump instead of ret: the processor's stack of return addresses knows nothing of fibres.
+// Saves what a called function must preserve, and leaves the stack pointer in *from. The floating-point control words
+// are the same in all fibres. An indirect jump instead of ret: the processor's stack of return addresses knows
+// nothing of fibres.
 asm(R"(
 .text
 .p2align 4

@@ -3,11 +3,14 @@
 #include <cstddef>
 #include <cstdint>
 
-#if defined(__x86_64__)
+#if defined(EMULATION_ASSEMBLY_SWITCH)  // as the build says
+#elif defined(__x86_64__)
 #define EMULATION_ASSEMBLY_SWITCH 1
 #else
 #define EMULATION_ASSEMBLY_SWITCH 0
-#include <ucontext.h>
+#endif
+#if !EMULATION_ASSEMBLY_SWITCH
+#include <ucontext.h>  // a system call a switch
 #endif
 
 #if defined(__SANITIZE_ADDRESS__)
@@ -32,7 +35,8 @@ struct Fibre {
 #endif
 };
 
-// Prepares fibre `number` to call entry when it is switched to; entry never returns. What ran on its stack before is forgotten.
+// Prepares fibre `number` to call entry when it is switched to; entry never returns. What ran on its stack before is
+// forgotten.
 void prepare(Fibre& fibre, size_t number, void (*entry)());
 
 // Goes on at `to`; returns when something switches to `from`.

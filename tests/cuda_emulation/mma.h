@@ -1,5 +1,6 @@
-// Stands in for the CUDA toolkit's header of this name: nvcuda::wmma, the products of tensor cores. Which element of a matrix
-// a lane holds where is scrambled by the seed, as it is nobody's business. (On a GPU, lanes may hold an element twice.)
+// Stands in for the CUDA toolkit's header of this name: nvcuda::wmma, the products of tensor cores. Which element of
+// a matrix a lane holds where is scrambled by the seed, as it is nobody's business. (On a GPU, lanes may hold an
+// element twice.)
 #pragma once
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>

@@ -1,9 +1,6 @@
 // The host's side of the emulated GPU: memory, devices, events, launches. Everything has happened when a call returns.
 #include <cuda_runtime.h>
-#include <cxxabi.h>
-#include <dlfcn.h>
 
-#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <unordered_map>
@@ -22,14 +19,6 @@ std::unordered_map<const void*, size_t> shared_limits;  // what cudaFuncSetAttri
 cudaError_t answer(cudaError_t error) {
   if (error != cudaSuccess) last_error = error;
   return error;
-}
-
-std::string demangled(const char* name) {
-  int status = 0;
-  char* const text = abi::__cxa_demangle(name, nullptr, nullptr, &status);
-  const std::string result = text ? text : name;
-  free(text);
-  return result;
 }
 
 size_t volume(dim3 extent) { return size_t(extent.x) * extent.y * extent.z; }
@@ -65,15 +54,6 @@ unsigned layout_seed() { return scheduler.layout_seed; }
 void set_livelock_limit(uint64_t idle_points) { scheduler.livelock_limit = idle_points; }
 Statistics statistics() { return scheduler.statistics; }
 long long clock() { return (long long)scheduler.statistics.points; }
-
-std::string kernel_name(const Launch& launch) {
-  Dl_info info;
-  if (dladdr(launch.kernel, &info) && info.dli_sname && info.dli_saddr == launch.kernel)
-    return demangled(info.dli_sname);
-  char address[32];
-  snprintf(address, sizeof address, "kernel %p of type ", launch.kernel);
-  return address + demangled(launch.signature);
-}
 
 cudaError_t launch(const cudaLaunchConfig_t& config, Launch launch) {
   const cudaError_t error = check(config, launch);

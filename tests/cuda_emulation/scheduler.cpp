@@ -1,4 +1,5 @@
-// Chooses who runs: random blocks, warps and lanes, for stretches of random length, with whole warps frozen now and then.
+// Chooses who runs: random blocks, warps and lanes, for stretches of random length, with whole warps frozen now and
+// then.
 #include "scheduler.h"
 
 #include <algorithm>
@@ -14,7 +15,8 @@ Scheduler scheduler;
 
 namespace {
 
-// Shared memory begins as NaN in every format, and is exactly as long as was asked for, so that AddressSanitizer sees the end.
+// Shared memory begins as NaN in every format, and is exactly as long as was asked for, so that AddressSanitizer sees
+// the end.
 std::unique_ptr<char, void (*)(void*)> poisoned(size_t bytes) {
   void* memory = nullptr;
   if (bytes && posix_memalign(&memory, 128, bytes)) throw std::bad_alloc();

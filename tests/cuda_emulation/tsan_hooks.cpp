@@ -1,5 +1,5 @@
-// What -fsanitize=thread makes kernels call, in place of ThreadSanitizer's own library. Each access to memory is a point at
-// which another thread may be chosen, and is checked for races.
+// What -fsanitize=thread makes kernels call, in place of ThreadSanitizer's own library. Each access to memory is a
+// point at which another thread may be chosen, and is checked for races.
 #include "fibre.h"
 #include "race_check.h"
 

@@ -1,5 +1,5 @@
-// What lanes of a warp do together: shuffles, votes, __syncwarp. Included by cuda_runtime.h. As in CUDA's manual, of these
-// only __syncwarp orders memory.
+// What lanes of a warp do together: shuffles, votes, __syncwarp. Included by cuda_runtime.h. As in CUDA's manual, of
+// these only __syncwarp orders memory.
 #pragma once
 #include <cstring>
 #include <type_traits>
