@@ -46,8 +46,8 @@ def isa(request: pytest.FixtureRequest, restored_settings: None) -> str:
 @pytest.fixture(scope="session")
 def emulated_module(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
     """`_cuda`, compiled for the emulator."""
-    if emulated_cuda.cuda_headers() is None or emulated_cuda.compiler() is None:
-        pytest.skip("no C++ compiler, or no CUDA headers: pip install nvidia-cuda-runtime nvidia-cuda-crt")
+    if reason := emulated_cuda.why_not():
+        pytest.skip(reason)
     return emulated_cuda.build(tmp_path_factory.mktemp("emulated_cuda"))
 
 

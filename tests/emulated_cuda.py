@@ -8,61 +8,77 @@ import os
 import shutil
 import subprocess
 import sysconfig
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
 
 ROOT = Path(__file__).parent.parent
 EMULATION = ROOT / "tests" / "cuda_emulation"
-SOURCES = [
+KERNELS = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
+OTHERS = [
     *sorted(EMULATION.glob("*.cpp")),
-    *sorted((ROOT / "csrc" / "cuda").glob("*.cu")),
     *(ROOT / "csrc" / "python" / name for name in ("cuda.cpp", "device_arrays.cpp", "cell_options.cpp")),
 ]
 
 
 def cuda_headers() -> Path | None:
-    """NVIDIA's headers, from PyPI's wheels or from a toolkit."""
-    packages = Path(sysconfig.get_path("purelib")) / "nvidia"
+    """NVIDIA's headers, from its packages on PyPI or from a toolkit."""
     nvcc = shutil.which("nvcc")
-    toolkits = [Path(nvcc).resolve().parent.parent / "include"] if nvcc else []
-    found = [*sorted(packages.glob("cu1*/include")), *toolkits, Path("/usr/local/cuda/include")]
-    needed = ("cuda_fp16.h", "nv/target", "crt/host_defines.h")
-    return next((path for path in found if all((path / name).exists() for name in needed)), None)
+    found = sorted(Path(sysconfig.get_path("purelib")).glob("nvidia/cu*/include"), reverse=True)
+    found += [Path(os.environ[name]) / "include" for name in ("CUDA_HOME", "CUDA_PATH") if name in os.environ]
+    found += [Path(nvcc).resolve().parent.parent / "include"] if nvcc else []
+    found += sorted(Path("/usr/local").glob("cuda*/include"), reverse=True)
+    needed = ("cuda_runtime_api.h", "cuda_fp16.h", "cuda_bf16.h", "crt/host_defines.h", "nv/target")
+    return next((path for path in found if all((path / name).is_file() for name in needed)), None)
 
 
 def compiler() -> str | None:
-    return os.environ.get("CXX") or shutil.which("g++") or shutil.which("c++")
+    return shutil.which(os.environ.get("CXX", "g++"))
 
 
-def build(folder: Path, *, flags: tuple[str, ...] = ("-O2",)) -> ModuleType:
-    """Compile and import the emulated module; two sources at a time."""
+def why_not() -> str:
+    """Why nothing can be emulated here; "" if it can."""
+    if compiler() is None:
+        return "no C++ compiler"
+    if cuda_headers() is None:
+        return "no headers of CUDA: pip install nvidia-cuda-runtime nvidia-cuda-crt nvidia-cuda-cccl"
+    return ""
+
+
+def compile_all(sources: Mapping[Path, Sequence[str | Path]], folder: Path) -> list[Path]:
+    """Each source with flags of its own, some at a time; the objects, in order."""
+    general: list[str | Path] = [
+        compiler() or "",
+        "-std=c++17",
+        "-Wall",
+        "-Wextra",
+        "-Werror",
+        "-Wno-unknown-pragmas",
+        "-Wno-attributes",
+    ]
+    general += ["-DFASTLSTM_EMULATION", "-I", EMULATION, "-isystem", cuda_headers() or "", "-c", "-x", "c++"]
+    objects = [folder / f"{source.name}.o" for source in sources]
+    commands = [[*general, *sources[source], source, "-o", to] for source, to in zip(sources, objects, strict=True)]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(succeed, commands))
+    return objects
+
+
+def succeed(command: Sequence[str | Path]) -> None:
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+def build(folder: Path) -> ModuleType:
+    """Compile and import the emulated module, whose kernels are checked for races."""
     import pybind11
 
-    headers, cxx = cuda_headers(), compiler()
-    assert headers and cxx
-    includes = [EMULATION, headers, pybind11.get_include(), sysconfig.get_path("include")]
-    command = [
-        cxx,
-        "-std=c++17",
-        "-fPIC",
-        "-fvisibility=hidden",
-        "-Wall",
-        "-Wno-attributes",
-        "-DFASTLSTM_EMULATION",
-        '-DFASTLSTM_CUDA_ARCHITECTURES="emulated"',
-        *flags,
-    ]
-    command += [f"-I{path}" for path in includes]
-    objects = [folder / f"{source.name}.o" for source in SOURCES]
-    jobs = [
-        subprocess.Popen([*command, "-x", "c++", "-c", source, "-o", to], stderr=subprocess.PIPE, text=True)
-        for source, to in zip(SOURCES, objects, strict=True)
-    ]
-    for job in jobs:
-        _, errors = job.communicate()
-        assert job.returncode == 0, errors
+    general: list[str | Path] = ["-O1", "-fPIC", "-fvisibility=hidden", '-DFASTLSTM_CUDA_ARCHITECTURES="emulated"']
+    general += ["-isystem", pybind11.get_include(), "-isystem", sysconfig.get_path("include")]
+    sources = {source: [*general, "-fsanitize=thread"] for source in KERNELS} | dict.fromkeys(OTHERS, general)
     module = folder / f"_cuda{sysconfig.get_config_var('EXT_SUFFIX')}"
-    subprocess.run([cxx, "-shared", *objects, "-o", module], check=True)
+    succeed([compiler() or "", "-shared", *compile_all(sources, folder), "-ldl", "-o", module])
     return load(module)
 
 

@@ -7,12 +7,13 @@ import os
 import re
 import shutil
 import subprocess
-import sysconfig
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+import emulated_cuda
+from emulated_cuda import succeed
 
 EMULATION = Path(__file__).parent / "cuda_emulation"
 EXAMPLES = EMULATION / "examples.cu"
@@ -60,52 +61,19 @@ FAULTS = [
 Run = Callable[..., "list[str]"]
 
 
-def toolkit_headers() -> Path | None:
-    """Of a CUDA toolkit, or of NVIDIA's packages on PyPI."""
-    roots = [Path(os.environ[name]) for name in ("CUDA_HOME", "CUDA_PATH") if name in os.environ]
-    roots += sorted(Path("/usr/local").glob("cuda*"), reverse=True)
-    roots += sorted(Path(sysconfig.get_path("purelib")).glob("nvidia/cu*"), reverse=True)
-    headers = [root / "include" for root in roots]
-    needed = ("cuda_runtime_api.h", "cuda_fp16.h", "cuda_bf16.h", "crt/host_defines.h")
-    return next((folder for folder in headers if all((folder / name).is_file() for name in needed)), None)
-
-
-def succeed(command: Sequence[str | Path]) -> None:
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    assert done.returncode == 0, done.stdout
-
-
 @pytest.fixture(scope="session")
-def headers() -> Path:
-    found = toolkit_headers()
-    if found is None:
-        pytest.skip("no headers of CUDA: neither a toolkit nor the packages nvidia-cuda-runtime and nvidia-cuda-crt")
-    return found
-
-
-@pytest.fixture(scope="session")
-def run(headers: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """Builds all, and returns a function that runs an example and gives its lines."""
-    compiler = shutil.which(os.environ.get("CXX", "g++"))
-    if compiler is None:
-        pytest.skip("no C++ compiler")
-    folder = tmp_path_factory.mktemp("cuda_emulation")
-    general = [compiler, "-std=c++17", "-O1", "-g", "-Wall", "-Wextra", "-Werror", "-DFASTLSTM_EMULATION"]
-    general += ["-I", EMULATION, "-isystem", headers, "-c", "-x", "c++"]
-    compilations: dict[Path, list[str | Path]] = {}
-    programs: list[list[str | Path]] = []
+    if reason := emulated_cuda.why_not():
+        pytest.skip(reason)
+    folder, emulator = tmp_path_factory.mktemp("cuda_emulation"), sorted(EMULATION.glob("*.cpp"))
     for build, (emulator_flags, kernel_flags) in BUILDS.items():
-        kernels = folder / f"examples_{build}.o"
-        compilations[kernels] = [*general, *kernel_flags, EXAMPLES, "-o", kernels]
-        program: list[str | Path] = [compiler, *emulator_flags, kernels]
-        for source in sorted(EMULATION.glob("*.cpp")):
-            to = folder / f"{source.stem}{''.join(emulator_flags)}.o"
-            compilations[to] = [*general, *emulator_flags, source, "-o", to]
-            program.append(to)
-        programs.append([*program, "-ldl", "-o", folder / build])
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        list(pool.map(succeed, compilations.values()))
-        list(pool.map(succeed, programs))
+        objects = folder / f"objects_{build}"
+        objects.mkdir()
+        flags = ["-O1", "-g", *emulator_flags]
+        sources = {EXAMPLES: ["-O1", "-g", *kernel_flags]} | dict.fromkeys(emulator, flags)
+        program = emulated_cuda.compile_all(sources, objects)
+        succeed([emulated_cuda.compiler() or "", *emulator_flags, *program, "-ldl", "-o", folder / build])
 
     def run(build: str, kernel: str, mutation: str = "", *, seeds: int = SEEDS) -> list[str]:
         # What a failure leaves on abandoned stacks is no leak to look for.
@@ -152,8 +120,8 @@ def test_every_mutation_is_tested() -> None:
     assert written == {mutation for mutation, _, _ in FAULTS}
 
 
-def test_examples_are_cuda(headers: Path, tmp_path: Path) -> None:
-    nvcc = shutil.which("nvcc") or shutil.which(headers.parent / "bin" / "nvcc")
+def test_examples_are_cuda(tmp_path: Path) -> None:
+    nvcc = shutil.which("nvcc")
     if nvcc is None:
         pytest.skip("no nvcc")
     succeed(

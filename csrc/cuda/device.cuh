@@ -23,7 +23,7 @@ namespace fastlstm::gpu {
 template <class V>
 using Elem = V;
 template <class V>
-using Bits = std::conditional_t<sizeof(V) == 4, int32_t, int64_t>;
+using Bits = std::conditional_t<sizeof(V) == 4, uint32_t, uint64_t>;
 
 template <class V>
 DEVICE inline Bits<V> bits_of(V x) {
