@@ -76,7 +76,9 @@ def build(folder: Path) -> ModuleType:
 
     general: list[str | Path] = ["-O1", "-fPIC", "-fvisibility=hidden", '-DFASTLSTM_CUDA_ARCHITECTURES="emulated"']
     general += ["-isystem", pybind11.get_include(), "-isystem", sysconfig.get_path("include")]
-    sources = {source: [*general, "-fsanitize=thread"] for source in KERNELS} | dict.fromkeys(OTHERS, general)
+    # The others come first: of an inline function that both have, the linker keeps the first, and the emulator must not
+    # run an instrumented one, in whose midst another thread may be chosen.
+    sources = dict.fromkeys(OTHERS, general) | {source: [*general, "-fsanitize=thread"] for source in KERNELS}
     module = folder / f"_cuda{sysconfig.get_config_var('EXT_SUFFIX')}"
     succeed([compiler() or "", "-shared", *compile_all(sources, folder), "-ldl", "-o", module])
     return load(module)

@@ -71,7 +71,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
         objects = folder / f"objects_{build}"
         objects.mkdir()
         flags = ["-O1", "-g", *emulator_flags]
-        sources = {EXAMPLES: ["-O1", "-g", *kernel_flags]} | dict.fromkeys(emulator, flags)
+        sources = dict.fromkeys(emulator, flags) | {EXAMPLES: ["-O1", "-g", *kernel_flags]}
         program = emulated_cuda.compile_all(sources, objects)
         succeed([emulated_cuda.compiler() or "", *emulator_flags, *program, "-ldl", "-o", folder / build])
 

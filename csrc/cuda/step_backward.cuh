@@ -13,7 +13,8 @@ __device__ Wide<T> reaching_h(const StepBackward<T>& s, int row, int unit, Wide<
   const bool held = is_set(s.flags, row, kHeld);
   const bool cut = s.cuts_all || (is_set(s.cut_after, row, kCut) && !mutated("reaching_h: dh survives a cut"));
   W total = cut ? W(0) : through_u + *past;
-  if (s.dy && (!(held && !s.repeat) || mutated("reaching_h: dy of masked steps"))) total += widen(s.dy.row(s.t, row)[unit]);
+  if (s.dy && (!(held && !s.repeat) || mutated("reaching_h: dy of masked steps")))
+    total += widen(s.dy.row(s.t, row)[unit]);
   const W keep = held ? W(1) : kept<W>(s.variant.draws, Drawn::kZoneoutH, s.variant.options.zoneout_h, s.t, row, unit);
   const W passing = keep == W(0) ? W(0) : total * keep;
   *past = passing;
