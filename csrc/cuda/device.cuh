@@ -91,7 +91,7 @@ __device__ inline T* shared_memory() {
 #if defined(FASTLSTM_EMULATION)
   return static_cast<T*>(emulation::shared_memory());
 #else
-  extern __shared__ __align__(16) unsigned char memory[];
+  extern __shared__ __align__(128) unsigned char memory[];
   return reinterpret_cast<T*>(memory);
 #endif
 }

@@ -64,50 +64,84 @@ Choice choose_resident(const LayerForward<T>& layer, bool backward, const Device
   return choice;
 }
 
-// As many blocks as there are processors, which then all run at once, and as few columns each as that allows.
+// Which types have kernels on tensor cores, and whether this layer takes them.
+template <class T>
+constexpr bool kHasTensorCores = sizeof(T) < 8;
+template <class T>
+bool takes_tensor_cores(const LayerForward<T>& layer) {
+  return sizeof(T) == 2 || (kHasTensorCores<T> && layer.tf32);
+}
+
+// The columns: as many blocks as there are processors, which then all run at once, and as few columns each as that allows.
+template <class T>
+PersistentShape persistent_columns(int64_t columns, int64_t depth, bool tensor_cores, const Device& device) {
+  PersistentShape shape{};
+  const int64_t together = tensor_cores ? kMmaEdge / 4 : 1;  // quads that no two blocks share
+  const int64_t groups = round_up_divide(columns, 4 * together);
+  shape.tensor_cores = tensor_cores;
+  shape.quads = int(round_up_divide(groups, device.processors) * together);
+  shape.w_stride = tensor_cores ? int(round_up_divide(depth, kMmaDepth) * kMmaDepth) + kVector<T> : shape.columns();
+  return shape;
+}
+
 template <class T>
 Choice choose_persistent(const LayerForward<T>& layer, bool backward, const Device& device, std::string& why) {
   why = needs_steps(layer);
   if (why.empty() && layer.shape.B == 0) why = "it has no rows";
   if (!why.empty()) return {};
   const int64_t H = layer.shape.H, B = layer.shape.B, columns = backward ? H : 4 * H, depth = backward ? 4 * H : H;
-  const int64_t quads = round_up_divide(round_up_divide(columns, 4), device.processors);
-  PersistentShape shape{};
-  shape.quads = int(quads);
-  shape.blocks = int(round_up_divide(columns, 4 * quads));
-  const size_t weights = size_t(depth * 4 * quads) * sizeof(T);
-  const int64_t threads = std::max<int64_t>(1, kPersistentThreads / quads);
-  shape.row_threads = int(std::min(threads, B));
-  Choice choice{Algorithm::kPersistent, shape.blocks, kPersistentThreads, B <= shape.row_threads ? 1 : 4};
-  shape.rows = shape.row_threads * choice.thread_rows;
-  const size_t part = size_t(shape.rows) * kDepth * sizeof(T);
-  if (quads > kPersistentThreads || weights + part > device.shared_bytes) {
-    why = too_large(weights + part, device);
-    return choice;
-  }
-  const int64_t parts = std::min(round_up_divide(depth, kDepth), int64_t((device.shared_bytes - weights) / part));
-  shape.depth_at_once = int(parts) * kDepth;
-  choice.shared_bytes = weights + size_t(parts) * part;
+  PersistentShape shape = persistent_columns<T>(columns, depth, takes_tensor_cores(layer), device);
+  const bool tensor = shape.tensor_cores;
+  Choice choice{Algorithm::kPersistent, int(round_up_divide(columns, shape.columns())), kPersistentThreads};
+  shape.row_threads = int(std::min<int64_t>(std::max(1, kPersistentThreads / shape.quads), B));
+  const int row_tile = tensor ? kMmaEdge : shape.row_threads;
+  choice.thread_rows = B <= row_tile ? 1 : 4;
+  shape.rows = row_tile * choice.thread_rows;
+
+  const size_t weights = size_t(tensor ? shape.columns() : depth) * size_t(shape.w_stride) * sizeof(T);
+  const size_t found = tensor ? size_t(kWarps * shape.rows * kMmaEdge) * sizeof(float) : 0;
+  const auto tile = [&](int64_t of_depth) {
+    return std::max(found, size_t(shape.rows) * size_t(of_depth + kVector<T>) * sizeof(T));
+  };
+  int64_t depth_at_once = round_up_divide(depth, kDepth) * kDepth;
+  while (depth_at_once > kDepth && weights + tile(depth_at_once) > device.shared_bytes) depth_at_once -= kDepth;
+  shape.depth_at_once = int(depth_at_once);
+  choice.shared_bytes = weights + tile(depth_at_once);
   choice.persistent = shape;
+  if (shape.columns() > (tensor ? kWarps * kMmaEdge : 4 * kPersistentThreads) ||
+      choice.shared_bytes > device.shared_bytes)
+    why = too_large(choice.shared_bytes, device);
   return choice;
 }
+
+// By the model of CUDA.md, not yet by measurement: above so many units, 16-bit layers are faster on tensor cores.
+template <class T>
+constexpr int64_t kMostResidentUnits = sizeof(T) == 2 ? 64 : 256;
 
 template <class T>
 Choice choose(const LayerForward<T>& layer, Algorithm asked, bool backward) {
   if (asked == Algorithm::kStep) return {};
   const Device device;
   std::string why;
-  if (asked != Algorithm::kPersistent) {
-    const Choice resident = choose_resident(layer, backward, device, why);
-    if (why.empty()) return resident;
-  }
+  const Choice resident = choose_resident(layer, backward, device, why);
+  const bool small = layer.shape.H <= kMostResidentUnits<T>;
+  const bool can_be_resident = why.empty();
+  if (can_be_resident && (asked == Algorithm::kResident || (asked == Algorithm::kAutomatic && small))) return resident;
   if (asked != Algorithm::kResident) {
     const Choice persistent = choose_persistent(layer, backward, device, why);
     if (why.empty()) return persistent;
   }
-  if (asked == Algorithm::kAutomatic) return {};
+  if (asked == Algorithm::kAutomatic) return can_be_resident ? resident : Choice{};
   throw std::invalid_argument(std::string("algo is \"") + kAlgorithmNames[int(asked)] +
                               "\", which this layer cannot be: " + why);
+}
+
+// Calls function with whether a persistent kernel takes tensor cores, as a constant: 16-bit types always do.
+template <class T, class Function>
+void with_tensor_cores(bool wanted, Function function) {
+  if constexpr (kHasTensorCores<T>)
+    if (wanted) return function(std::true_type{});
+  if constexpr (sizeof(T) > 2) function(std::false_type{});
 }
 
 }  // namespace fastlstm::gpu

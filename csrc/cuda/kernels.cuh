@@ -86,6 +86,7 @@ struct LayerForward {
   using W = Wide<T>;
   Shape shape;
   bool reverse, repeat;
+  bool tf32;             // floats may be rounded to 11 bits in products, which tensor cores then compute
   const uint8_t* flags;  // [T,B] by time; null: every step counts, no cuts
   const T* recurrent;    // packed U: [panels][output][kPanel], columns unit * 4 + gate
   const T* projection;   // packed w_p: [panels][H][kPanel]; null without

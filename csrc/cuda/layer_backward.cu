@@ -57,8 +57,11 @@ Algorithm layer_backward(const LayerBackward<T>& layer, Algorithm asked, uint32_
         if (choice.algorithm == Algorithm::kResident)
           launch(choice.launch("resident_backward", stream), resident_backward<T, kRows, kKind>, layer);
         else
-          launch(choice.launch("persistent_backward", stream), persistent_backward<T, kRows, kKind>, layer,
-                 choice.persistent, barrier_words(barrier));
+          with_tensor_cores<T>(choice.persistent.tensor_cores, [&](auto tensor) {
+            launch(choice.launch("persistent_backward", stream),
+                   persistent_backward<T, kRows, kKind, decltype(tensor)::value>, layer, choice.persistent,
+                   barrier_words(barrier));
+          });
       });
     });
   }

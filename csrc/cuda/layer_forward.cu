@@ -42,8 +42,11 @@ Algorithm layer_forward(const LayerForward<T>& layer, Algorithm asked, uint32_t*
         if (choice.algorithm == Algorithm::kResident)
           launch(choice.launch("resident_forward", stream), resident_forward<T, kRows, kKind>, layer);
         else
-          launch(choice.launch("persistent_forward", stream), persistent_forward<T, kRows, kKind>, layer,
-                 choice.persistent, barrier_words(barrier));
+          with_tensor_cores<T>(choice.persistent.tensor_cores, [&](auto tensor) {
+            launch(choice.launch("persistent_forward", stream),
+                   persistent_forward<T, kRows, kKind, decltype(tensor)::value>, layer, choice.persistent,
+                   barrier_words(barrier));
+          });
       });
     });
   launch(for_elements("end_forward", elements, stream), end_forward<T>, layer);

@@ -127,6 +127,7 @@ class Layer {
     const int64_t n = shape.output();
     layer.reverse = options_["reverse"].cast<bool>();
     layer.repeat = options_["repeat"].cast<bool>();
+    layer.tf32 = options_["tf32"].cast<bool>();
     layer.flags = of.contiguous<uint8_t>("flags", {steps, B});
     layer.recurrent = of.contiguous<T>("recurrent", {panels_of(4 * H), n, kPanel});
     if (shape.P > 0) {

@@ -181,6 +181,7 @@ class _Call(NamedTuple):
     training: bool
     random: dict[str, int]
     algo: str
+    tf32: bool
 
     def options(self, row: int, repeat: bool = False) -> dict[str, Any]:
         """What `_cuda` is told of one layer and direction, in numbers."""
@@ -193,6 +194,7 @@ class _Call(NamedTuple):
             "repeat": repeat,
             "training": self.training,
             "algo": self.algo,
+            "tf32": self.tf32,
             "layer": row // D,
             "direction": row % D,
             "device": library.device(self.like),
@@ -230,15 +232,18 @@ def device_forward(
     dropout: float,
     random: dict[str, int],
     algo: str,
+    tf32: bool,
     out: DeviceArray,
 ) -> tuple[Any, ...]:
     """As `functional.lstm_forward`, whose checks have been made: y, (h_n, c_n), cells, gates, tape."""
     spec, library = weights.spec, weights.library
+    if tf32 and weights.dtype != "float32":
+        raise ValueError(f"tf32 is True, but x has dtype {weights.dtype}: expected float32")
     layout = _layout(x, weights, batch_first)
     D, L, n, H = spec.num_directions, spec.num_layers, spec.hidden_output, spec.hidden_size
     flags = tuple(_flags(library, x, layout, lengths, mask, reset, direction == 1) for direction in range(D))
     counts = None if flags[0] is None else (flags[0][..., None] & 1) == 0
-    call = _Call(weights, layout, x, flags, counts, training, random, algo)
+    call = _Call(weights, layout, x, flags, counts, training, random, algo, tf32)
     h0, c0 = _states("state", ("h0", "c0"), state, spec, layout, weights.dtype, library)
     h_n, c_n = call.empty(L * D, layout.batch, n), call.empty(L * D, layout.batch, H)
     if out is not None:

@@ -116,6 +116,7 @@ def lstm_forward(
     checkpoint_every: int | str | None = None,
     threads: int | None = None,
     algo: str | None = None,
+    tf32: bool = False,
     out: np.ndarray | None = None,
 ) -> tuple[Any, ...]:
     """Run an LSTM of any layers and directions: y, (h_n, c_n), then cells and gates if asked for, then tape.
@@ -135,7 +136,8 @@ def lstm_forward(
     library's setting if None.
 
     x and weights may be CuPy arrays or torch's CUDA tensors, and so are the results then; algo: "step", "resident" or
-    "persistent" instead of what the library would choose there, see docs/gpu.md. Nothing waits for the GPU.
+    "persistent" instead of what the library would choose there, see docs/gpu.md; tf32: floats may be rounded to TF32 in
+    the recurrent products, as tensor cores take them. Nothing waits for the GPU.
 
     For long sequences: with return_sequence=False y is None and takes no memory. checkpoint_every=K keeps the state of
     every K-th step only (K is rounded up to the steps that backward sums at once, 256 rows or more), and backward runs
@@ -179,6 +181,7 @@ def lstm_forward(
             dropout=dropout,
             random={"seed": seed, "call": call, "first_step": first_step},
             algo=algo or "auto",
+            tf32=tf32,
             out=out,
             batch_first=batch_first,
             return_sequence=return_sequence,
@@ -187,6 +190,8 @@ def lstm_forward(
         )
     if algo is not None:
         raise ValueError(f"algo is {algo!r}, but x is on the CPU: expected None")
+    if tf32:
+        raise ValueError("tf32 is True, but x is on the CPU: expected False")
     y, (h_n, c_n), cells, gates, tape = _core.forward(
         packed.native,
         x,
