@@ -30,9 +30,9 @@ class Gpu:
             return np.array(array).view(np.ndarray)
         return array.get() if self.name == "cupy" else array.cpu().numpy()
 
-    def solve(self, problem: Problem, algo: str | None = None) -> dict[str, np.ndarray]:
+    def solve(self, problem: Problem, algo: str | None = None, tf32: bool = False) -> dict[str, np.ndarray]:
         """`cases.solve` on the GPU."""
-        found = solve(problem.map_arrays(self.put).with_options(algo=algo))
+        found = solve(problem.map_arrays(self.put).with_options(algo=algo, tf32=tf32))
         return {name: self.get(array) for name, array in found.items()}
 
 

@@ -35,8 +35,12 @@ def without_norm(variants: dict[str, object]) -> list[str]:
     return [name for name in variants if not variant_of(name, SMALL).spec.layer_norm]
 
 
+def is_persistent(case: Case) -> bool:
+    return not case.spec.proj_size and not case.cell.recurrent_dropout
+
+
 def is_resident(case: Case) -> bool:
-    return not case.spec.proj_size and not case.cell.recurrent_dropout and case.spec.hidden_size <= 64
+    return is_persistent(case) and case.spec.hidden_size <= 64
 
 
 @pytest.mark.parametrize("case", [*SHAPES, *SHARED, *OPTIONS, *EVERYTHING], ids=str)
@@ -71,6 +75,41 @@ def test_half_precision(gpu: Gpu, case: Case) -> None:
 def test_half_precision_of_a_variant(gpu: Gpu, variant: str, case: Case) -> None:
     problem, truth = rounded(variant_of(variant, case))
     assert_close(gpu.solve(problem), truth, "float16")
+
+
+# More rows than a tile of a warp, and of a block; units that fill the columns of a block, and that do not.
+TENSOR_CASES = [SMALL, TILES, *OPTIONS, Case("rows_of_several_tiles", WeightSpec(3, 19), 3, 83, **MARKS)]
+TENSOR_CASES = [case for case in TENSOR_CASES if is_persistent(case)]
+
+
+@pytest.mark.parametrize("case", TENSOR_CASES, ids=str)
+def test_tensor_cores_in_half_precision(gpu: Gpu, case: Case) -> None:
+    problem, truth = rounded(case)
+    assert_close(gpu.solve(problem, "persistent"), truth, "float16")
+
+
+@pytest.mark.parametrize("case", TENSOR_CASES, ids=str)
+def test_tensor_cores_in_tf32(gpu: Gpu, case: Case) -> None:
+    problem = problem_of(case).astype("float32")
+    found = gpu.solve(problem, "persistent", tf32=True)
+    assert_close(found, truth_of(case), "float32", TOLERANCE["times for tf32"])
+
+
+def test_tf32_is_not_taken_unless_allowed(gpu: Gpu) -> None:
+    problem = problem_of(SMALL).astype("float32")
+    exact, rounded = (gpu.solve(problem, "persistent", tf32=allowed)["y"] for allowed in (False, True))
+    assert np.abs(exact - rounded).max() > TOLERANCE["float32"]
+    for algo in ("step", "resident"):  # which have no tensor cores
+        assert_same_bits(gpu.solve(problem, algo, tf32=True), gpu.solve(problem, algo))
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_a_row_is_the_same_in_every_batch_on_tensor_cores(gpu: Gpu, dtype: str) -> None:
+    problem = problem_of(Case("", WeightSpec(0, 37), 4, 83, mask="random", reset="random")).astype(dtype)
+    whole, rows = gpu.solve(problem, "persistent", tf32=dtype == "float32"), np.array([3, 80, 17])
+    part = gpu.solve(problem.rows(rows), "persistent", tf32=dtype == "float32")
+    for name in ("y", "h_n", "c_n", "cells", "dx", "dh0", "dc0"):
+        np.testing.assert_array_equal(part[name], whole[name][:, rows], name)
 
 
 @pytest.mark.parametrize("case", [case for case in [SMALL, TILES, *OPTIONS] if is_resident(case)], ids=str)
@@ -149,6 +188,8 @@ def test_no_y_is_stored_where_none_is_wanted(gpu: Gpu, dtype: str) -> None:
 def bad(gpu: Gpu) -> dict[str, tuple[type[Exception], str, dict[str, object]]]:
     x = gpu.put(np.zeros((4, 5, 3), np.float32))
     state = gpu.put(np.zeros((1, 5, 9), np.float32))
+    double = problem_of(SMALL).map_arrays(gpu.put)
+    float64 = {"x": double.x, "weights": double.weights}
     return {
         "x of another size": (ValueError, "x has shape .* expected", {"x": x[..., :2]}),
         "x of another dtype": (TypeError, "x has dtype float64", {"x": gpu.put(np.zeros((4, 5, 3)))}),
@@ -158,6 +199,7 @@ def bad(gpu: Gpu) -> dict[str, tuple[type[Exception], str, dict[str, object]]]:
         "a mask of another shape": (ValueError, "mask has shape", {"mask": gpu.put(np.ones((4, 4), bool))}),
         "threads": (ValueError, "threads is 2, but x is on a GPU", {"threads": 2}),
         "an unknown algorithm": (ValueError, "algo is 'fast': expected one of auto, step", {"algo": "fast"}),
+        "tf32 in float64": (ValueError, "tf32 is True, but x has dtype float64", float64 | {"tf32": True}),
         "checkpoints": (ValueError, "checkpoint_every is given, but x is on a GPU", {"checkpoint_every": 2}),
     }
 
@@ -182,6 +224,8 @@ def test_what_kernels_cannot_do_is_an_error(gpu: Gpu) -> None:
 
 def test_the_cpu_has_no_algorithms() -> None:
     problem = problem_of(SMALL)
+    with pytest.raises(ValueError, match="tf32 is True, but x is on the CPU"):
+        functional.lstm_forward(problem.x, problem.weights, tf32=True)
     with pytest.raises(ValueError, match="algo is 'step', but x is on the CPU"):
         functional.lstm_forward(problem.x, problem.weights, algo="step")
 
