@@ -79,11 +79,34 @@ __device__ inline T narrow(Wide<T> x) {
     return x;
 }
 
-// Four neighbours in memory, which one access moves.
-template <class T>
-struct alignas(4 * sizeof(T)) Quad {
-  T at[4];
+// Neighbours in memory, which one access moves.
+template <class T, int N>
+struct alignas(N * sizeof(T)) Vector {
+  T at[N];
 };
+template <class T>
+using Quad = Vector<T, 4>;
+
+// a[i], or its i-th row, of an array in registers. Those have no index: a loop that the compiler does not unroll would put the
+// array into memory; a selection does not.
+template <class T, int N>
+__device__ inline T element(const T (&a)[N], int i) {
+  T found = a[0];
+#pragma unroll
+  for (int k = 1; k < N; ++k) found = i == k ? a[k] : found;
+  return found;
+}
+template <class T, int N, int COLUMNS>
+__device__ inline Vector<T, COLUMNS> row_of(const T (&a)[N][COLUMNS], int i) {
+  Vector<T, COLUMNS> row;
+#pragma unroll
+  for (int j = 0; j < COLUMNS; ++j) {
+    row.at[j] = a[0][j];
+#pragma unroll
+    for (int k = 1; k < N; ++k) row.at[j] = i == k ? a[k][j] : row.at[j];
+  }
+  return row;
+}
 
 // All shared memory is dynamic: static arrays of template kernels would be one for all blocks in emulation.
 template <class T>

@@ -16,7 +16,7 @@ __device__ void persistent_product(const Operand<T>& operand, const PersistentSh
 }
 
 template <class T, int ROWS, CellKind KIND, bool TENSOR>
-__global__ void __launch_bounds__(kPersistentThreads)
+__global__ void __launch_bounds__(kPersistentThreads, 1)
     persistent_forward(const LayerForward<T> layer, const PersistentShape shape, const GridBarrier::Words words) {
   const int H = int(layer.shape.H), B = int(layer.shape.B);
   T* const u = shared_memory<T>();
@@ -28,7 +28,7 @@ __global__ void __launch_bounds__(kPersistentThreads)
     const StepForward<T> step = layer.step(s);
     for (int first = 0; first < B; first += shape.rows)
       persistent_product<T, ROWS, TENSOR>(step.recurrent, shape, first, B, u, tile,
-                                          [&](int row, int quad, const Wide<T>(&sum)[4]) {
+                                          [&](int row, int quad, const Quad<Wide<T>>& sum) {
                                             const int unit = int(blockIdx.x) * shape.quads + quad;
                                             if (first + row < B && unit < H)
                                               unit_forward<T, KIND>(step, first + row, unit, sum);
@@ -38,7 +38,7 @@ __global__ void __launch_bounds__(kPersistentThreads)
 }
 
 template <class T, int ROWS, CellKind KIND, bool TENSOR>
-__global__ void __launch_bounds__(kPersistentThreads)
+__global__ void __launch_bounds__(kPersistentThreads, 1)
     persistent_backward(const LayerBackward<T> layer, const PersistentShape shape, const GridBarrier::Words words) {
   const Shape& of = layer.forward.shape;
   const int H = int(of.H), B = int(of.B);
@@ -51,12 +51,12 @@ __global__ void __launch_bounds__(kPersistentThreads)
     const StepBackward<T> step = s >= 0 ? layer.step(s) : layer.before_first();
     for (int first = 0; first < B; first += shape.rows)
       persistent_product<T, ROWS, TENSOR>(step.recurrent, shape, first, B, u, tile,
-                                          [&](int tile_row, int quad, const Wide<T>(&sum)[4]) {
+                                          [&](int tile_row, int quad, const Quad<Wide<T>>& sum) {
                                             const int row = first + tile_row;
                                             for (int j = 0; j < 4 && row < B; ++j) {
                                               const int unit = (int(blockIdx.x) * shape.quads + quad) * 4 + j;
                                               if (unit >= H) break;
-                                              const Wide<T> dh = reaching_h(step, row, unit, sum[j]);
+                                              const Wide<T> dh = reaching_h(step, row, unit, element(sum.at, j));
                                               if (s < 0)
                                                 step.dh[int64_t(row) * H + unit] += dh;
                                               else

@@ -124,7 +124,7 @@ __device__ void fma_product(const Operand<T>& operand, const PersistentShape& sh
         for (int j = 0; j < 4; ++j) sum[i][j] += part[i][j];
     }
   }
-  for (int i = 0; i < ROWS && !idle; ++i) each(first + i * shape.row_threads, quad, sum[i]);
+  for (int i = 0; i < ROWS && !idle; ++i) each(first + i * shape.row_threads, quad, row_of(sum, i));
 }
 
 // The same on tensor cores. A warp has 16 columns and each `splits`-th part of the depth, whatever the rows are, so that no row's
@@ -166,12 +166,12 @@ __device__ void mma_product(const Operand<T>& operand, const PersistentShape& sh
   if (!mutated("mma_product: fourth barrier")) __syncthreads();
   for (int i = int(threadIdx.x); i < ROWS * kMmaEdge * shape.quads; i += kPersistentThreads) {
     const int row = i / shape.quads, quad = i % shape.quads;
-    float total[4] = {};
+    Quad<float> total{};
     for (int part = 0; part < splits; ++part) {
       const int tile_of_warp = (quad * 4 / kMmaEdge * splits + part) * ROWS + row / kMmaEdge;
       const Quad<float> add = *reinterpret_cast<const Quad<float>*>(found + tile_of_warp * kElements +
                                                                     row % kMmaEdge * kMmaEdge + quad * 4 % kMmaEdge);
-      for (int j = 0; j < 4; ++j) total[j] += add.at[j];
+      for (int j = 0; j < 4; ++j) total.at[j] += add.at[j];
     }
     each(row, quad, total);
   }

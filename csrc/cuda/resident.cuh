@@ -91,7 +91,7 @@ __global__ void resident_forward(const LayerForward<T> layer) {
     for (int i = 0; i < ROWS; ++i) {
       const int row = place.row + i * place.row_step;
       if (first + row < B)
-        next[row * H + place.unit] = widen(unit_forward<T, KIND>(step, first + row, place.unit, sum[i]));
+        next[row * H + place.unit] = widen(unit_forward<T, KIND>(step, first + row, place.unit, row_of(sum, i)));
     }
   }
 }
@@ -119,7 +119,7 @@ __global__ void resident_backward(const LayerBackward<T> layer) {
     for (int i = 0; i < ROWS; ++i) {
       const int row = place.row + i * place.row_step;
       if (first + row >= B) continue;
-      const W dh = reaching_h(step, first + row, place.unit, sum[i][0]);
+      const W dh = reaching_h(step, first + row, place.unit, row_of(sum, i).at[0]);
       if (s < 0) {
         step.dh[int64_t(first + row) * H + place.unit] += dh;
         continue;

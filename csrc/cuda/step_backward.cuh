@@ -34,7 +34,9 @@ __device__ void product_through_u(const StepBackward<T>& s, int panel, int first
     Wide<T> part[ROWS][4];
     product<T, ROWS>(operand, panel, first_row, s.rows, part);
     const T* scales = variant.h_scales + int64_t(gate) * s.rows * s.output;
+#pragma unroll
     for (int i = 0; i < ROWS; ++i)
+#pragma unroll
       for (int j = 0; j < 4; ++j) {
         const int row = first_row + row_of_thread(i), unit = panel * kPanel + quad_of_thread() * 4 + j;
         if (row < s.rows && unit < s.output) sum[i][j] += part[i][j] * widen(scales[int64_t(row) * s.output + unit]);
@@ -44,7 +46,7 @@ __device__ void product_through_u(const StepBackward<T>& s, int panel, int first
 
 // dh of a step: with projection before each step, and before the first one for the initial state's.
 template <class T, int ROWS>
-__global__ void __launch_bounds__(kThreads) gradient_of_h(const StepBackward<T> s) {
+__global__ void __launch_bounds__(kThreads, 2) gradient_of_h(const StepBackward<T> s) {
   using W = Wide<T>;
   const int panel = int(blockIdx.x), first_row = int(blockIdx.y) * kRowThreads * ROWS;
   W sum[ROWS][4];
@@ -53,7 +55,7 @@ __global__ void __launch_bounds__(kThreads) gradient_of_h(const StepBackward<T> 
     for (int j = 0; j < 4; ++j) {
       const int row = first_row + row_of_thread(i), unit = panel * kPanel + quad_of_thread() * 4 + j;
       if (row >= s.rows || unit >= s.output) continue;
-      const W dh = reaching_h(s, row, unit, sum[i][j]);
+      const W dh = reaching_h(s, row, unit, element(row_of(sum, i).at, j));
       if (s.dh_out)
         s.dh_out[int64_t(row) * s.output + unit] = narrow<T>(dh);
       else
@@ -101,7 +103,7 @@ __device__ Quad<T> unit_backward(const StepBackward<T>& s, int row, int unit, Wi
 
 // Blocks: panels of units by tiles of rows.
 template <class T, int ROWS, CellKind KIND>
-__global__ void __launch_bounds__(kThreads) step_backward(const StepBackward<T> s) {
+__global__ void __launch_bounds__(kThreads, 2) step_backward(const StepBackward<T> s) {
   using W = Wide<T>;
   const int panel = int(blockIdx.x), first_row = int(blockIdx.y) * kRowThreads * ROWS;
   W sum[ROWS][4];
@@ -113,7 +115,7 @@ __global__ void __launch_bounds__(kThreads) step_backward(const StepBackward<T> 
     for (int j = 0; j < 4; ++j) {
       const int row = first_row + row_of_thread(i), unit = panel * kPanel + quad_of_thread() * 4 + j;
       if (row >= s.rows || unit >= s.hidden) continue;
-      const W dh = s.dh_out ? sum[i][j] : reaching_h(s, row, unit, sum[i][j]);
+      const W through = element(row_of(sum, i).at, j), dh = s.dh_out ? through : reaching_h(s, row, unit, through);
       unit_backward<T, KIND>(s, row, unit, dh);
     }
 }

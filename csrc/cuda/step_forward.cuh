@@ -37,7 +37,7 @@ __device__ W kept(const Draws& draws, Drawn kind, double p, int64_t t, int64_t r
   const Philox words = philox(
       {{place_of(draws.layer, draws.direction, unit / 4), draws.first_step + uint32_t(t), uint32_t(row), draws.call}},
       uint32_t(seed), uint32_t(seed >> 32));
-  return words.word[unit % 4] >= threshold_of(p) ? W(0) : W(1);
+  return element(words.word, unit % 4) >= threshold_of(p) ? W(0) : W(1);
 }
 
 __device__ inline bool is_set(const uint8_t* flags, int row, StepFlag flag) { return flags && (flags[row] & flag); }
@@ -55,7 +55,7 @@ __device__ T deliver(const StepForward<T>& s, int row, int unit, int output, Wid
 
 // The cell of one unit of one row, from the recurrent sums of its gates on. Returns h as the next step reads it.
 template <class T, CellKind KIND>
-__device__ T unit_forward(const StepForward<T>& s, int row, int unit, const Wide<T> (&sum)[4]) {
+__device__ T unit_forward(const StepForward<T>& s, int row, int unit, const Quad<Wide<T>>& sum) {
   using W = Wide<T>;
   const int64_t at = int64_t(row) * s.hidden + unit;
   const bool held = is_set(s.flags, row, kHeld) && !mutated("unit_forward: every step counts");
@@ -66,10 +66,10 @@ __device__ T unit_forward(const StepForward<T>& s, int row, int unit, const Wide
   Quad<T> pre = reinterpret_cast<const Quad<T>*>(s.pre)[at];
   if (mutated("unit_forward: i and f change places")) pre = {pre.at[1], pre.at[0], pre.at[2], pre.at[3]};
   Gates<W> gates;
-  CellState<W> now = cell_forward<W>(
-      cell,
-      {widen(pre.at[0]) + sum[0], widen(pre.at[1]) + sum[1], widen(pre.at[2]) + sum[2], widen(pre.at[3]) + sum[3]},
-      c_in, gates);
+  CellState<W> now = cell_forward<W>(cell,
+                                     {widen(pre.at[0]) + sum.at[0], widen(pre.at[1]) + sum.at[1],
+                                      widen(pre.at[2]) + sum.at[2], widen(pre.at[3]) + sum.at[3]},
+                                     c_in, gates);
   if constexpr (KIND != kPlain) {
     const CellOptions& options = s.variant.options;
     const Draws& draws = s.variant.draws;
@@ -99,13 +99,16 @@ __device__ void product_per_gate(const StepForward<T>& s, int panel, int first_r
   for (int gate = 0; gate < 4; ++gate, operand.scales += int64_t(s.rows) * operand.depth) {
     Wide<T> all[ROWS][4];
     product<T, ROWS>(operand, panel, first_row, s.rows, all);
-    for (int i = 0; i < ROWS; ++i) sum[i][gate] = all[i][gate];
+#pragma unroll
+    for (int i = 0; i < ROWS; ++i)
+#pragma unroll
+      for (int j = 0; j < 4; ++j) sum[i][j] = j == gate ? all[i][j] : sum[i][j];
   }
 }
 
 // Blocks: panels of units by tiles of rows.
 template <class T, int ROWS, CellKind KIND>
-__global__ void __launch_bounds__(kThreads) step_forward(const StepForward<T> s) {
+__global__ void __launch_bounds__(kThreads, 2) step_forward(const StepForward<T> s) {
   const int panel = int(blockIdx.x), first_row = int(blockIdx.y) * kRowThreads * ROWS;
   Wide<T> sum[ROWS][4] = {};
   if (any_counts<ROWS>(s.flags, first_row, s.rows)) {
@@ -117,13 +120,13 @@ __global__ void __launch_bounds__(kThreads) step_forward(const StepForward<T> s)
   const int unit = panel * kQuads + quad_of_thread();
   for (int i = 0; i < ROWS; ++i) {
     const int row = first_row + row_of_thread(i);
-    if (row < s.rows && unit < s.hidden) unit_forward<T, KIND>(s, row, unit, sum[i]);
+    if (row < s.rows && unit < s.hidden) unit_forward<T, KIND>(s, row, unit, row_of(sum, i));
   }
 }
 
 // h = m . w_p^T
 template <class T, int ROWS>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 2)
     project_forward(const StepForward<T> s, const Operand<T> m, const int output) {
   using W = Wide<T>;
   const int panel = int(blockIdx.x), first_row = int(blockIdx.y) * kRowThreads * ROWS;
@@ -133,8 +136,9 @@ __global__ void __launch_bounds__(kThreads)
     for (int j = 0; j < 4; ++j) {
       const int row = first_row + row_of_thread(i), unit = panel * kPanel + quad_of_thread() * 4 + j;
       if (row >= s.rows || unit >= output) continue;
+      const W h = element(row_of(sum, i).at, j);
       const W keep = kept<W>(s.variant.draws, Drawn::kZoneoutH, s.variant.options.zoneout_h, s.t, row, unit);
-      deliver(s, row, unit, output, zoneout(keep, widen(s.h_prev[int64_t(row) * output + unit]), sum[i][j]));
+      deliver(s, row, unit, output, zoneout(keep, widen(s.h_prev[int64_t(row) * output + unit]), h));
     }
 }
 
