@@ -4,6 +4,7 @@
 #include <type_traits>
 
 #include "check.h"
+#include "grid_barrier.cuh"
 #include "step_forward.cuh"
 
 namespace fastlstm::gpu {

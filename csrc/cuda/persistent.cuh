@@ -2,6 +2,7 @@
 // all blocks meet after every step. Without tensor cores, sums are those of the step kernels, term by term, and so are the
 // results, to the last bit.
 #pragma once
+#include "grid_barrier.cuh"
 #include "persistent_product.cuh"
 
 namespace fastlstm::gpu {
