@@ -1,5 +1,5 @@
 // The module _cuda: one layer in one direction on a GPU. What a layer is made of, and in which order, is said in
-// python/fastlstm/cuda.py, which owns all memory; here arguments are checked and kernels launched.
+// python/fastlstm/device_forward.py, which owns all memory; here arguments are checked and kernels launched.
 #include <pybind11/stl.h>
 
 #include <optional>

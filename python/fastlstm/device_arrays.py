@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
 import numpy as np
@@ -24,9 +25,19 @@ class ArrayLibrary(Protocol):
     def dtype(self, array: DeviceArray) -> str: ...
     def device(self, array: DeviceArray) -> int: ...
     def stream(self, like: DeviceArray) -> int: ...
+    def current(self, like: DeviceArray) -> AbstractContextManager[Any]:
+        """Where all else runs, since CuPy takes memory and streams of the current device."""
+
+    def at(self, device: int | None) -> DeviceArray:
+        """An array without elements on the device of this number, or on the current one."""
+
     def empty(self, shape: tuple[int, ...], dtype: str, like: DeviceArray) -> DeviceArray: ...
     def zeros(self, shape: tuple[int, ...], dtype: str, like: DeviceArray) -> DeviceArray: ...
     def put(self, array: np.ndarray, like: DeviceArray) -> DeviceArray: ...
+    def get(self, array: DeviceArray) -> np.ndarray:
+        """On the CPU; waits for the GPU."""
+
+    def copied(self, array: DeviceArray) -> DeviceArray: ...
     def permuted(self, array: DeviceArray, axes: tuple[int, ...]) -> DeviceArray: ...
     def contiguous(self, array: DeviceArray) -> DeviceArray: ...
     def cast(self, array: DeviceArray, dtype: str) -> DeviceArray: ...
@@ -49,6 +60,14 @@ class NumPyLike:
     def stream(self, like: DeviceArray) -> int:
         return int(self.module.cuda.get_current_stream().ptr)
 
+    def current(self, like: DeviceArray) -> AbstractContextManager[Any]:
+        context: AbstractContextManager[Any] = self.module.cuda.Device(self.device(like))
+        return context
+
+    def at(self, device: int | None) -> DeviceArray:
+        with nullcontext() if device is None else self.module.cuda.Device(device):
+            return self.module.empty(0)
+
     def empty(self, shape: tuple[int, ...], dtype: str, like: DeviceArray) -> DeviceArray:
         return self.module.empty(shape, dtype)
 
@@ -57,6 +76,12 @@ class NumPyLike:
 
     def put(self, array: np.ndarray, like: DeviceArray) -> DeviceArray:
         return self.module.asarray(array)
+
+    def get(self, array: DeviceArray) -> np.ndarray:
+        return np.asarray(array.get())
+
+    def copied(self, array: DeviceArray) -> DeviceArray:
+        return array.copy()
 
     def permuted(self, array: DeviceArray, axes: tuple[int, ...]) -> DeviceArray:
         return array.transpose(axes)
@@ -90,6 +115,12 @@ class Torch:
     def stream(self, like: DeviceArray) -> int:
         return int(self.torch.cuda.current_stream(like.device).cuda_stream)
 
+    def current(self, like: DeviceArray) -> AbstractContextManager[Any]:
+        return nullcontext()  # each operation runs where its tensors are
+
+    def at(self, device: int | None) -> DeviceArray:
+        return self.torch.empty(0, device="cuda" if device is None else f"cuda:{device}")
+
     def empty(self, shape: tuple[int, ...], dtype: str, like: DeviceArray) -> DeviceArray:
         return self.torch.empty(shape, dtype=getattr(self.torch, dtype), device=like.device)
 
@@ -97,7 +128,14 @@ class Torch:
         return self.torch.zeros(shape, dtype=getattr(self.torch, dtype), device=like.device)
 
     def put(self, array: np.ndarray, like: DeviceArray) -> DeviceArray:
-        return self.torch.from_numpy(np.ascontiguousarray(array)).to(like.device)
+        # From pageable memory this returns when the array has been read, and does not wait for the copy.
+        return self.torch.from_numpy(np.ascontiguousarray(array)).to(like.device, non_blocking=True)
+
+    def get(self, array: DeviceArray) -> np.ndarray:
+        return np.asarray(array.detach().cpu().numpy())
+
+    def copied(self, array: DeviceArray) -> DeviceArray:
+        return array.detach().clone()
 
     def permuted(self, array: DeviceArray, axes: tuple[int, ...]) -> DeviceArray:
         return array.permute(axes)
@@ -140,3 +178,19 @@ def library_of(name: str, array: DeviceArray) -> ArrayLibrary:
         kind = type(array)
         raise TypeError(f"{name} is a {kind.__module__}.{kind.__qualname__}, expected a CuPy array or a torch tensor")
     return LIBRARIES[module]()
+
+
+def check_device(name: str, array: DeviceArray, like: DeviceArray) -> None:
+    """Raises TypeError for an array of another library than `like`, a layer's weight, or on another device."""
+    library, expected = library_of(name, array), library_of("a weight", like)
+    if type(library) is not type(expected):
+        raise TypeError(f"{name} is {kind_of(array)}, but the weights are of another library: expected {kind_of(like)}")
+    devices = library.device(array), expected.device(like)
+    if devices[0] != devices[1]:
+        raise TypeError(
+            f"{name} is on cuda:{devices[0]}, but the weights are on cuda:{devices[1]}: expected both on one device"
+        )
+
+
+def kind_of(array: object) -> str:
+    return f"a {type(array).__qualname__} of {getattr(array, 'dtype', 'no dtype')}"

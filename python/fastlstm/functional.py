@@ -17,8 +17,10 @@ import numpy.typing as npt
 
 from . import _core
 from .cells import PLAIN, LSTMCellOptions, check_cell_options, check_probability
-from .cuda import DeviceTape, DeviceWeights, device_backward, device_forward
 from .device_arrays import on_gpu
+from .device_backward import device_backward
+from .device_forward import DeviceTape, device_forward
+from .device_weights import DeviceWeights
 from .gradients import Gradients
 from .layouts import check_cell, check_long_sequence, check_truncate
 from .weights import WeightSpec, checked_arrays
@@ -240,7 +242,7 @@ def _packed(
         check_cell_options(cell)
     if not isinstance(weights, (PackedWeights, DeviceWeights)):
         if isinstance(weights, Mapping) and any(map(on_gpu, weights.values())):
-            return DeviceWeights.of(weights, cell or PLAIN)
+            return DeviceWeights.of(weights, cell=cell or PLAIN)
         return PackedWeights.of(weights, cell=cell or PLAIN, threads=threads)
     if cell is not None and cell != weights.cell:
         raise ValueError(f"cell is {cell}, but the weights were packed for {weights.cell}: expected None or the same")

@@ -1,0 +1,226 @@
+"""The forward pass on arrays of a GPU: CuPy's or torch's. `functional` calls it; users need not.
+
+Products over all steps at once are the array library's; the native module `_cuda` runs the loop over time. Letters: T
+steps, B batch, I input, H hidden, n = P if there is a projection, else H; D directions, L layers; G places where a
+mask is drawn: 4 if each gate has its own, else 1.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+from .cells import LSTMCellOptions
+from .cuda import native
+from .device_arrays import WIDE, ArrayLibrary, DeviceArray
+from .device_layouts import check_on_gpu, columns_of, enter, flags_of, layout_of, leave_state, states_of
+from .device_weights import DeviceWeights, DirectionWeights, interleaved
+from .dropout import KINDS
+from .layouts import Layout
+from .weights import WeightSpec
+
+__all__ = ["DeviceTape", "DirectionTape", "device_forward"]
+
+
+class DirectionTape(NamedTuple):
+    """What the backward pass of one layer and direction needs beside its weights."""
+
+    layer: Any  # _cuda.Layer
+    weights: DirectionWeights  # as they ran: U after weight_drop
+    options: dict[str, Any]
+    x: DeviceArray  # [T,B,I], 0 where a step does not count
+    h: DeviceArray  # [T,B,n] before each step
+    x_scales: DeviceArray  # [G,B,I]
+    h_scales: DeviceArray  # [G,B,n]
+    u_scales: DeviceArray  # [4H,n], interleaved
+
+
+@dataclass(frozen=True)
+class DeviceTape:
+    """What `device_backward` needs of one `device_forward`: it has copies of all it needs, and is never written."""
+
+    spec: WeightSpec
+    cell: LSTMCellOptions
+    library: ArrayLibrary
+    layout: Layout
+    dtype: str
+    x: DeviceArray  # for its device
+    dropout: float
+    has_y: bool
+    directions: list[DirectionTape]  # [L*D]
+
+
+class _Call(NamedTuple):
+    """What all layers of one call share."""
+
+    weights: DeviceWeights
+    layout: Layout
+    like: DeviceArray
+    flags: tuple[DeviceArray, ...]  # [T,B] of each direction
+    counts: DeviceArray  # [T,B,1] bool
+    training: bool
+    random: dict[str, int]
+    algo: str
+    tf32: bool
+
+    def options(self, row: int, repeat: bool = False) -> dict[str, Any]:
+        """What `_cuda` is told of one layer and direction, in numbers."""
+        spec, library = self.weights.spec, self.weights.library
+        D = spec.num_directions
+        return {
+            "cell": self.weights.cell,
+            "proj_size": spec.proj_size,
+            "reverse": row % D == 1,
+            "repeat": repeat,
+            "training": self.training,
+            "algo": self.algo,
+            "tf32": self.tf32,
+            "layer": row // D,
+            "direction": row % D,
+            "device": library.device(self.like),
+            "stream": library.stream(self.like),
+            **self.random,
+        }
+
+    def empty(self, *shape: int, wide: bool = False) -> DeviceArray:
+        dtype = self.weights.dtype
+        return self.weights.library.empty(shape, WIDE[dtype] if wide else dtype, self.like)
+
+    def scales(self, row: int, kind: str, p: float, *shape: int) -> DeviceArray:
+        """What a kind of dropout multiplies by, [places,rows,n]; None for nothing."""
+        if not (self.training and p):
+            return None
+        to = self.empty(*shape)
+        native().draw({"to": to}, self.options(row), KINDS.index(kind), p)
+        return to
+
+
+def device_forward(
+    x: DeviceArray,
+    weights: DeviceWeights,
+    state: tuple[DeviceArray, DeviceArray] | None,
+    *,
+    batch_first: bool,
+    lengths: Any,
+    mask: Any,
+    reset: Any,
+    repeat: bool,
+    return_sequence: bool,
+    return_cells: bool,
+    return_gates: bool,
+    training: bool,
+    dropout: float,
+    random: dict[str, int],
+    algo: str,
+    tf32: bool,
+    out: DeviceArray,
+) -> tuple[Any, ...]:
+    """As `functional.lstm_forward`, whose checks have been made: y, (h_n, c_n), cells, gates, tape."""
+    spec, library = weights.spec, weights.library
+    if tf32 and weights.dtype != "float32":
+        raise ValueError(f"tf32 is True, but x has dtype {weights.dtype}: expected float32")
+    layout = layout_of(x, weights, batch_first)
+    D, L, n, H = spec.num_directions, spec.num_layers, spec.hidden_output, spec.hidden_size
+    flags = tuple(flags_of(library, x, layout, lengths, mask, reset, direction == 1) for direction in range(D))
+    counts = None if flags[0] is None else (flags[0][..., None] & 1) == 0
+    call = _Call(weights, layout, x, flags, counts, training, random, algo, tf32)
+    h0, c0 = states_of("state", ("h0", "c0"), state, spec, layout, weights.dtype, x)
+    h_n, c_n = call.empty(L * D, layout.batch, n), call.empty(L * D, layout.batch, H)
+    if out is not None:
+        check_on_gpu("out", out, layout.sequence(D * n), weights.dtype, x)
+    y = None if not return_sequence else out if out is not None else call.empty(*layout.sequence(D * n))
+    cells = call.empty(*layout.sequence(D * H)) if return_cells else None
+    gates = call.empty(*layout.sequence(D * 4 * H)) if return_gates else None
+
+    inside = library.contiguous(enter(library, layout, x))
+    tapes: list[DirectionTape] = []
+    for layer in range(L):
+        last = layer == L - 1
+        layer_y = (
+            (enter(library, layout, y) if y is not None else None)
+            if last
+            else call.empty(layout.steps, layout.batch, D * n)
+        )
+        more = {"cells": (cells, H), "gates": (gates, 4 * H)} if last else {}
+        for direction in range(D):
+            row = layer * D + direction
+            results = {"y": columns_of(layer_y, direction, n)}
+            results |= {
+                name: columns_of(None if array is None else enter(library, layout, array), direction, size)
+                for name, (array, size) in more.items()
+            }
+            results |= {"h_n": h_n[row], "c_n": c_n[row]}
+            first = {"h0": None if h0 is None else h0[row], "c0": None if c0 is None else c0[row]}
+            tapes.append(_direction_forward(call, row, inside, first, results, repeat and last))
+            if not last and training and dropout:
+                native().drop({"y": results["y"]}, call.options(row), dropout)
+        inside = layer_y
+    tape = None
+    if training:
+        tape = DeviceTape(spec, weights.cell, library, layout, weights.dtype, x, dropout, return_sequence, tapes)
+    states = leave_state(layout, h_n), leave_state(layout, c_n)
+    return (y, states, *([cells] if return_cells else []), *([gates] if return_gates else []), tape)
+
+
+def _direction_forward(
+    call: _Call,
+    row: int,
+    x: DeviceArray,
+    first: dict[str, DeviceArray],
+    results: dict[str, DeviceArray],
+    repeat: bool,
+) -> DirectionTape:
+    library, spec, cell = call.weights.library, call.weights.spec, call.weights.cell
+    T, B, H, n = call.layout.steps, call.layout.batch, spec.hidden_size, spec.hidden_output
+    w, options = call.weights.directions[row], call.options(row, repeat)
+    direction, gates = options["direction"], 4 if cell.dropout_per_gate else 1
+    x_scales = (
+        call.scales(row, "input_dropout", cell.input_dropout, gates, B, x.shape[-1]) if w.w_x is not None else None
+    )
+    h_scales = call.scales(row, "recurrent_dropout", cell.recurrent_dropout, gates, B, n)
+    u_scales = call.scales(row, "weight_drop", cell.weight_drop, 4 * H, 1, n)
+    if u_scales is not None:
+        u_scales = interleaved(library, u_scales.reshape(4 * H, n))
+        w = replace(w, w_h=w.w_h * u_scales)
+    if call.counts is not None:
+        x = library.where(call.counts, x)
+    pre = _pre_activations(call, w, x, direction, x_scales)
+    slots = T + 1 if call.training else 2
+    arrays = {
+        **first,
+        **results,
+        "flags": call.flags[direction],
+        "pre": pre,
+        "saved": pre if call.training else None,  # the gates take the place of what they were computed from
+        "recurrent": w.recurrent,
+        "projection": w.projection,
+        "m": None if w.w_p is None else call.empty(B, H),
+        "h": call.empty(slots, B, n),
+        "c": call.empty(slots, B, H, wide=True),
+        "peepholes": w.peepholes,
+        "h_scales": h_scales,
+        "barrier": library.zeros((2,), "int32", call.like),
+    }
+    layer = native().Layer(arrays, options)
+    h = arrays["h"][1:] if options["reverse"] else arrays["h"][:-1]
+    return DirectionTape(layer, w, options, x, h, x_scales, h_scales, u_scales)
+
+
+def _pre_activations(
+    call: _Call, w: DirectionWeights, x: DeviceArray, direction: int, scales: DeviceArray
+) -> DeviceArray:
+    """b + x . W, [T,B,H,4]: new memory."""
+    library = call.weights.library
+    T, B, H = call.layout.steps, call.layout.batch, call.weights.spec.hidden_size
+    if w.w_x is None:
+        of_direction = columns_of(x, direction, 4 * H).reshape(T, B, 4, H)
+        pre = library.copied(library.contiguous(library.permuted(of_direction, (0, 1, 3, 2))))
+    elif scales is None or len(scales) == 1:
+        rows = (x if scales is None else x * scales[0]).reshape(T * B, x.shape[-1])
+        pre = (rows @ library.permuted(w.w_x, (1, 0))).reshape(T, B, H, 4)
+    else:
+        pre = call.empty(T, B, H, 4)
+        for gate, scale in enumerate(scales):
+            w_gate = library.permuted(w.w_x.reshape(H, 4, -1)[:, gate], (1, 0))
+            pre[..., gate] = ((x * scale).reshape(T * B, x.shape[-1]) @ w_gate).reshape(T, B, H)
+    return pre if w.bias is None else pre + w.bias.reshape(H, 4)

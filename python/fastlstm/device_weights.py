@@ -1,0 +1,131 @@
+"""Weights in the order in which the kernels of a GPU read them; `functional.PackedWeights` is the CPU's.
+
+The four gates of a unit are neighbours there: "interleaved" rows are [H,4] where torch's are [4,H]. Letters: I input,
+H hidden, n = P if there is a projection, else H; D directions, L layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+from .cells import PLAIN, LSTMCellOptions
+from .cuda import native
+from .device_arrays import WIDE, ArrayLibrary, DeviceArray, check_device, kind_of, library_of, on_gpu
+from .layouts import check_cell
+from .weights import WeightSpec, spec_and_arrays, weight_suffix
+
+__all__ = ["DeviceWeights", "DirectionWeights", "by_gate", "check_kernels_have", "interleaved"]
+
+
+@dataclass(frozen=True, eq=False)
+class DirectionWeights:
+    """The weights of one layer and direction: copies, interleaved. Panels are packed when first asked for, and kept."""
+
+    library: ArrayLibrary
+    w_x: DeviceArray  # [4H,I]; None where x holds the pre-activations
+    w_h: DeviceArray  # [4H,n]
+    bias: DeviceArray  # [4H]
+    w_p: DeviceArray  # [P,H]
+    peepholes: DeviceArray  # [3H]
+
+    @cached_property
+    def recurrent(self) -> DeviceArray:
+        return _panels(self.library, self.w_h)
+
+    @cached_property
+    def projection(self) -> DeviceArray:
+        return None if self.w_p is None else _panels(self.library, self.w_p)
+
+    @cached_property
+    def recurrent_of_backward(self) -> DeviceArray:
+        return _panels(self.library, self.library.permuted(self.w_h, (1, 0)))
+
+    @cached_property
+    def projection_of_backward(self) -> DeviceArray:
+        return None if self.w_p is None else _panels(self.library, self.library.permuted(self.w_p, (1, 0)))
+
+
+@dataclass(frozen=True)
+class DeviceWeights:
+    """Weights in the order in which the kernels read them: copies, never written again."""
+
+    spec: WeightSpec
+    cell: LSTMCellOptions
+    library: ArrayLibrary
+    dtype: str
+    directions: list[DirectionWeights]  # [L*D]
+
+    @property
+    def like(self) -> DeviceArray:
+        """An array on the device of the weights."""
+        return self.directions[0].w_h
+
+    @classmethod
+    def of(
+        cls, weights: Mapping[str, DeviceArray], spec: WeightSpec | None = None, *, cell: LSTMCellOptions = PLAIN
+    ) -> DeviceWeights:
+        """Pack a mapping with torch's names and shapes; raises ValueError or TypeError naming the weight."""
+        spec, arrays = spec_and_arrays(weights, spec)
+        check_kernels_have(spec)
+        check_cell(spec, cell)
+        named = dict(zip(spec.shapes(), arrays, strict=True))
+        like = named["weight_hh_l0"]
+        library = library_of("weight_hh_l0", like)
+        dtype = library.dtype(like)
+        for name, array in named.items():
+            if not on_gpu(array) or library.dtype(array) != dtype:
+                raise TypeError(f"{name} is {kind_of(array)}, expected {kind_of(like)} as weight_hh_l0 is")
+            check_device(name, array, like)
+        if dtype not in WIDE:
+            raise TypeError(f"the weights have dtype {dtype}, expected one of {', '.join(WIDE)}")
+        with library.current(like):
+            directions = [
+                _direction(library, spec, named, weight_suffix(row // spec.num_directions, row % spec.num_directions))
+                for row in range(spec.num_layers * spec.num_directions)
+            ]
+        return cls(spec, cell, library, dtype, directions)
+
+
+def check_kernels_have(spec: WeightSpec) -> None:
+    if spec.layer_norm:
+        raise ValueError("layer_norm is True: expected False on a GPU, whose kernels do not have it")
+
+
+def _direction(
+    library: ArrayLibrary, spec: WeightSpec, named: Mapping[str, DeviceArray], suffix: str
+) -> DirectionWeights:
+    own = {name.removesuffix(suffix): array for name, array in named.items() if name.endswith(suffix)}
+    w_x, w_p, peepholes = own.get("weight_ih"), own.get("weight_hr"), own.get("weight_peephole")
+    bias = own["bias_ih"] + own["bias_hh"] if spec.bias else None
+    return DirectionWeights(
+        library,
+        None if w_x is None else interleaved(library, w_x),
+        interleaved(library, own["weight_hh"]),
+        None if bias is None else interleaved(library, bias[:, None])[:, 0],
+        None if w_p is None else library.copied(w_p),
+        None if peepholes is None else library.copied(peepholes),
+    )
+
+
+def interleaved(library: ArrayLibrary, rows: DeviceArray) -> DeviceArray:
+    """[4H,k] -> the same rows, the four of a unit together: a copy."""
+    H, k = rows.shape[0] // 4, rows.shape[1]
+    copy = library.copied(rows) if H == 1 else library.contiguous(library.permuted(rows.reshape(4, H, k), (1, 0, 2)))
+    return copy.reshape(4 * H, k)
+
+
+def by_gate(library: ArrayLibrary, rows: DeviceArray) -> DeviceArray:
+    """The inverse of `_interleaved`."""
+    H, k = rows.shape[0] // 4, rows.shape[1]
+    return library.contiguous(library.permuted(rows.reshape(H, 4, k), (1, 0, 2))).reshape(4 * H, k)
+
+
+def _panels(library: ArrayLibrary, columns: DeviceArray) -> DeviceArray:
+    """[n,depth] -> [panels,depth,64], n padded with zeros: the operand of the kernels' product."""
+    n, depth = columns.shape
+    width = native().panel
+    padded = library.zeros((-(-n // width) * width, depth), library.dtype(columns), columns)
+    padded[:n] = columns
+    return library.contiguous(library.permuted(padded.reshape(-1, width, depth), (0, 2, 1)))
