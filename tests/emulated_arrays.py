@@ -69,5 +69,8 @@ class EmulatedLibrary(NumPyLike):
     def stream(self, like: Any) -> int:
         return 0
 
+    def is_capturing(self, like: Any) -> bool:
+        return False
+
 
 LIBRARIES["emulated_arrays"] = EmulatedLibrary

@@ -39,6 +39,8 @@ OWN_MODULES = [
     "fastlstm.device_backward",
     "fastlstm.device_forward",
     "fastlstm.device_layouts",
+    "fastlstm.device_owned_weights",
+    "fastlstm.device_stream",
     "fastlstm.device_weights",
     "fastlstm.dropout",
     "fastlstm.functional",

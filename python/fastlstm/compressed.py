@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from . import _core
 from .cells import PLAIN, LSTMCellOptions
 from .functional import PackedWeights
 from .inference import InferenceLSTM
@@ -78,7 +77,7 @@ class CompressedLSTM(InferenceLSTM):
         return self._pack().native.nbytes
 
     def _pack(self) -> PackedWeights:
-        if self._packed is None or self._packed.native.isa != _core.active_isa():
+        if self._packed is None or not self._packed.is_readable:
             self._packed = PackedWeights.of(self.weights, self.spec, cell=self.cell, storage=self.storage)
         return self._packed
 

@@ -1,4 +1,4 @@
-"""The native module `_cuda`, which is there only where fastlstm was built with CUDA, and loaded only when it is needed."""
+"""The native module `_cuda`, there where fastlstm was built with CUDA, and loaded when it is needed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["build", "native", "reason"]
 def native() -> ModuleType:
     """The module `_cuda`; RuntimeError naming the cause and the cure where it is missing or has no GPU."""
     if why := reason():
-        raise RuntimeError(f"arrays on a GPU were given, but {why}")
+        raise RuntimeError(f"a GPU is asked for, but {why}")
     return _module()
 
 

@@ -25,6 +25,9 @@ class ArrayLibrary(Protocol):
     def dtype(self, array: DeviceArray) -> str: ...
     def device(self, array: DeviceArray) -> int: ...
     def stream(self, like: DeviceArray) -> int: ...
+    def is_capturing(self, like: DeviceArray) -> bool:
+        """Whether what runs now is not done, but becomes part of a CUDA graph."""
+
     def current(self, like: DeviceArray) -> AbstractContextManager[Any]:
         """Where all else runs, since CuPy takes memory and streams of the current device."""
 
@@ -59,6 +62,9 @@ class NumPyLike:
 
     def stream(self, like: DeviceArray) -> int:
         return int(self.module.cuda.get_current_stream().ptr)
+
+    def is_capturing(self, like: DeviceArray) -> bool:
+        return bool(self.module.cuda.get_current_stream().is_capturing())
 
     def current(self, like: DeviceArray) -> AbstractContextManager[Any]:
         context: AbstractContextManager[Any] = self.module.cuda.Device(self.device(like))
@@ -114,6 +120,9 @@ class Torch:
 
     def stream(self, like: DeviceArray) -> int:
         return int(self.torch.cuda.current_stream(like.device).cuda_stream)
+
+    def is_capturing(self, like: DeviceArray) -> bool:
+        return bool(self.torch.cuda.is_current_stream_capturing())
 
     def current(self, like: DeviceArray) -> AbstractContextManager[Any]:
         return nullcontext()  # each operation runs where its tensors are

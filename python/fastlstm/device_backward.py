@@ -11,7 +11,7 @@ from .cuda import native
 from .device_arrays import WIDE, ArrayLibrary, DeviceArray
 from .device_forward import DeviceTape, DirectionTape
 from .device_layouts import check_on_gpu, columns_of, enter, leave_state, states_of
-from .device_weights import by_gate
+from .device_weights import by_gate, panels
 from .gradients import Gradients
 from .layouts import check_truncate
 from .weights import weight_suffix
@@ -85,14 +85,14 @@ def _direction_backward(
     T, B, H, n = tape.layout.steps, tape.layout.batch, spec.hidden_size, spec.hidden_output
     w, wide = own.weights, WIDE[tape.dtype]
     arrays |= {
-        "recurrent": w.recurrent_of_backward,
+        "recurrent": panels(library, library.permuted(w.w_h, (1, 0))),
         "dh": library.empty((B, n), wide, tape.x),
         "dc": library.empty((B, H), wide, tape.x),
         "d_pre": library.empty((T, B, H, 4), tape.dtype, tape.x),
         "barrier": library.zeros((2,), "int32", tape.x),
     }
     if w.w_p is not None:
-        arrays["projection"] = w.projection_of_backward
+        arrays["projection"] = panels(library, library.permuted(w.w_p, (1, 0)))
         arrays["dh_out"] = library.empty((T, B, n), tape.dtype, tape.x)
         arrays["m"] = library.empty((T, B, H), tape.dtype, tape.x)
     if w.peepholes is not None:

@@ -7,14 +7,14 @@ mask is drawn: 4 if each gate has its own, else 1.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from .cells import LSTMCellOptions
 from .cuda import native
 from .device_arrays import WIDE, ArrayLibrary, DeviceArray
 from .device_layouts import check_on_gpu, columns_of, enter, flags_of, layout_of, leave_state, states_of
-from .device_weights import DeviceWeights, DirectionWeights, interleaved
+from .device_weights import DeviceWeights, DirectionWeights, interleaved, panels
 from .dropout import KINDS
 from .layouts import Layout
 from .weights import WeightSpec
@@ -181,7 +181,8 @@ def _direction_forward(
     u_scales = call.scales(row, "weight_drop", cell.weight_drop, 4 * H, 1, n)
     if u_scales is not None:
         u_scales = interleaved(library, u_scales.reshape(4 * H, n))
-        w = replace(w, w_h=w.w_h * u_scales)
+        w_h = w.w_h * u_scales
+        w = w._replace(w_h=w_h, recurrent=panels(library, w_h))
     if call.counts is not None:
         x = library.where(call.counts, x)
     pre = _pre_activations(call, w, x, direction, x_scales)

@@ -42,7 +42,9 @@ def layout_of(x: DeviceArray, weights: DeviceWeights, batch_first: bool) -> Layo
         )
     check_device("x", x, weights.like)
     if weights.library.dtype(x) != weights.dtype:
-        raise TypeError(f"x has dtype {weights.library.dtype(x)}, but the weights have {weights.dtype}: expected the same")
+        raise TypeError(
+            f"x has dtype {weights.library.dtype(x)}, but the weights have {weights.dtype}: expected the same"
+        )
     steps, batch = (shape[0], 1) if len(shape) == 2 else shape[1::-1] if batch_first else shape[:2]
     return Layout(steps, batch, batch_first, unbatched=len(shape) == 2)
 

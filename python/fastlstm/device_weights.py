@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from typing import NamedTuple
 
 from .cells import PLAIN, LSTMCellOptions
 from .cuda import native
@@ -16,35 +16,19 @@ from .device_arrays import WIDE, ArrayLibrary, DeviceArray, check_device, kind_o
 from .layouts import check_cell
 from .weights import WeightSpec, spec_and_arrays, weight_suffix
 
-__all__ = ["DeviceWeights", "DirectionWeights", "by_gate", "check_kernels_have", "interleaved"]
+__all__ = ["DeviceWeights", "DirectionWeights", "by_gate", "check_kernels_have", "interleaved", "panels"]
 
 
-@dataclass(frozen=True, eq=False)
-class DirectionWeights:
-    """The weights of one layer and direction: copies, interleaved. Panels are packed when first asked for, and kept."""
+class DirectionWeights(NamedTuple):
+    """The weights of one layer and direction: copies, interleaved, and the operands of the kernels' products."""
 
-    library: ArrayLibrary
     w_x: DeviceArray  # [4H,I]; None where x holds the pre-activations
     w_h: DeviceArray  # [4H,n]
     bias: DeviceArray  # [4H]
     w_p: DeviceArray  # [P,H]
     peepholes: DeviceArray  # [3H]
-
-    @cached_property
-    def recurrent(self) -> DeviceArray:
-        return _panels(self.library, self.w_h)
-
-    @cached_property
-    def projection(self) -> DeviceArray:
-        return None if self.w_p is None else _panels(self.library, self.w_p)
-
-    @cached_property
-    def recurrent_of_backward(self) -> DeviceArray:
-        return _panels(self.library, self.library.permuted(self.w_h, (1, 0)))
-
-    @cached_property
-    def projection_of_backward(self) -> DeviceArray:
-        return None if self.w_p is None else _panels(self.library, self.library.permuted(self.w_p, (1, 0)))
+    recurrent: DeviceArray  # panels of w_h
+    projection: DeviceArray  # panels of w_p
 
 
 @dataclass(frozen=True)
@@ -56,6 +40,13 @@ class DeviceWeights:
     library: ArrayLibrary
     dtype: str
     directions: list[DirectionWeights]  # [L*D]
+    stream: int | None  # that they were packed on; None if into a CUDA graph
+
+    @property
+    def is_readable(self) -> bool:
+        """Whether they surely are in memory when the current stream comes to read them."""
+        with self.library.current(self.like):
+            return self.stream is not None and self.stream == _stream(self.library, self.like)
 
     @property
     def like(self) -> DeviceArray:
@@ -85,7 +76,11 @@ class DeviceWeights:
                 _direction(library, spec, named, weight_suffix(row // spec.num_directions, row % spec.num_directions))
                 for row in range(spec.num_layers * spec.num_directions)
             ]
-        return cls(spec, cell, library, dtype, directions)
+            return cls(spec, cell, library, dtype, directions, _stream(library, like))
+
+
+def _stream(library: ArrayLibrary, like: DeviceArray) -> int | None:
+    return None if library.is_capturing(like) else library.stream(like)
 
 
 def check_kernels_have(spec: WeightSpec) -> None:
@@ -98,31 +93,36 @@ def _direction(
 ) -> DirectionWeights:
     own = {name.removesuffix(suffix): array for name, array in named.items() if name.endswith(suffix)}
     w_x, w_p, peepholes = own.get("weight_ih"), own.get("weight_hr"), own.get("weight_peephole")
-    bias = own["bias_ih"] + own["bias_hh"] if spec.bias else None
+    w_h, bias = interleaved(library, own["weight_hh"]), own["bias_ih"] + own["bias_hh"] if spec.bias else None
     return DirectionWeights(
-        library,
         None if w_x is None else interleaved(library, w_x),
-        interleaved(library, own["weight_hh"]),
+        w_h,
         None if bias is None else interleaved(library, bias[:, None])[:, 0],
         None if w_p is None else library.copied(w_p),
         None if peepholes is None else library.copied(peepholes),
+        panels(library, w_h),
+        None if w_p is None else panels(library, w_p),
     )
 
 
 def interleaved(library: ArrayLibrary, rows: DeviceArray) -> DeviceArray:
     """[4H,k] -> the same rows, the four of a unit together: a copy."""
-    H, k = rows.shape[0] // 4, rows.shape[1]
-    copy = library.copied(rows) if H == 1 else library.contiguous(library.permuted(rows.reshape(4, H, k), (1, 0, 2)))
-    return copy.reshape(4 * H, k)
+    return _regrouped(library, rows, (4, rows.shape[0] // 4))
 
 
 def by_gate(library: ArrayLibrary, rows: DeviceArray) -> DeviceArray:
-    """The inverse of `_interleaved`."""
-    H, k = rows.shape[0] // 4, rows.shape[1]
-    return library.contiguous(library.permuted(rows.reshape(H, 4, k), (1, 0, 2))).reshape(4 * H, k)
+    """The inverse of `interleaved`."""
+    return _regrouped(library, rows, (rows.shape[0] // 4, 4))
 
 
-def _panels(library: ArrayLibrary, columns: DeviceArray) -> DeviceArray:
+def _regrouped(library: ArrayLibrary, rows: DeviceArray, groups: tuple[int, int]) -> DeviceArray:
+    if 1 in groups:  # nothing to move, and contiguous() would not copy
+        return library.copied(rows)
+    k = rows.shape[1]
+    return library.contiguous(library.permuted(rows.reshape(*groups, k), (1, 0, 2))).reshape(-1, k)
+
+
+def panels(library: ArrayLibrary, columns: DeviceArray) -> DeviceArray:
     """[n,depth] -> [panels,depth,64], n padded with zeros: the operand of the kernels' product."""
     n, depth = columns.shape
     width = native().panel

@@ -44,6 +44,11 @@ class PackedWeights:
     cell: LSTMCellOptions
     native: _core.Weights
 
+    @property
+    def is_readable(self) -> bool:
+        """Whether the active kernels read weights in this order."""
+        return self.native.isa == _core.active_isa()
+
     @classmethod
     def of(
         cls,
@@ -171,25 +176,27 @@ def lstm_forward(
             raise ValueError(f"dropout_seed is {dropout_seed}, expected an integer from 0 to 2**64 - 1")
     call, first_step = _integer("dropout_call", dropout_call) & 0xFFFFFFFF, int(dropout_step) & 0xFFFFFFFF
     if isinstance(packed, DeviceWeights) or on_gpu(x):
-        return device_forward(
-            x,
-            _check_device(x, packed, threads, every),
-            state,
-            lengths=lengths,
-            mask=mask,
-            reset=reset,
-            repeat=masked_output == "repeat",
-            training=training,
-            dropout=dropout,
-            random={"seed": seed, "call": call, "first_step": first_step},
-            algo=algo or "auto",
-            tf32=tf32,
-            out=out,
-            batch_first=batch_first,
-            return_sequence=return_sequence,
-            return_cells=return_cells,
-            return_gates=return_gates,
-        )
+        on_device = _check_device(x, packed, threads, every)
+        with on_device.library.current(on_device.like):
+            return device_forward(
+                x,
+                on_device,
+                state,
+                lengths=lengths,
+                mask=mask,
+                reset=reset,
+                repeat=masked_output == "repeat",
+                training=training,
+                dropout=dropout,
+                random={"seed": seed, "call": call, "first_step": first_step},
+                algo=algo or "auto",
+                tf32=tf32,
+                out=out,
+                batch_first=batch_first,
+                return_sequence=return_sequence,
+                return_cells=return_cells,
+                return_gates=return_gates,
+            )
     if algo is not None:
         raise ValueError(f"algo is {algo!r}, but x is on the CPU: expected None")
     if tf32:
@@ -287,7 +294,8 @@ def lstm_backward(
     if isinstance(tape, DeviceTape):
         if threads is not None:
             raise ValueError(f"threads is {threads}, but the tape is of a GPU: expected None")
-        return device_backward(tape, dy, dstate, dcells=dcells, dgates=dgates, truncate=truncate)
+        with tape.library.current(tape.x):
+            return device_backward(tape, dy, dstate, dcells=dcells, dgates=dgates, truncate=truncate)
     if not isinstance(tape, Tape):
         raise TypeError(f"tape is a {type(tape).__qualname__}, expected the tape of a training lstm_forward")
     dx, dstate0, dweights = _core.backward(tape.native, dy, dstate, dcells, dgates, check_truncate(truncate), threads)

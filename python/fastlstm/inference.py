@@ -8,6 +8,8 @@ import numpy as np
 import numpy.typing as npt
 
 from .cells import PLAIN, LSTMCellOptions
+from .device_stream import DeviceStream
+from .device_weights import DeviceWeights
 from .functional import PackedWeights, lstm_forward
 from .stream import Stream
 from .weights import WeightSpec
@@ -78,7 +80,7 @@ class InferenceLSTM:
         """What `repr` says of the class's own options."""
         raise NotImplementedError
 
-    def _pack(self) -> PackedWeights:
+    def _pack(self) -> PackedWeights | DeviceWeights:
         """The weights as the active kernels read them."""
         raise NotImplementedError
 
@@ -101,6 +103,8 @@ class InferenceLSTM:
         return_cells: bool = False,
         return_gates: bool = False,
         threads: int | None = None,
+        algo: str | None = None,
+        tf32: bool = False,
         out: np.ndarray | None = None,
     ) -> tuple[Any, ...]:
         """Inference: y, (h_n, c_n), then cells and gates if asked for. No dropout, nothing kept.
@@ -122,6 +126,8 @@ class InferenceLSTM:
             return_gates=return_gates,
             training=False,
             threads=threads,
+            algo=algo,
+            tf32=tf32,
             out=out,
         )
         return tuple(results)
@@ -132,11 +138,13 @@ class InferenceLSTM:
         state: tuple[np.ndarray, np.ndarray] | None = None,
         *,
         threads: int | None = None,
-    ) -> Stream:
-        """A native object that carries the state from call to call, for steps or blocks as they arrive.
+    ) -> Stream | DeviceStream:
+        """An object that carries the state from call to call, for steps or blocks as they arrive.
 
         It keeps the weights that the layer has now. batch_size None is for inputs without a batch axis. state as in a
         call, zeros if None. threads: at most so many, the library's setting if None. Raises ValueError for a
         bidirectional layer, whose reverse direction needs the end of the sequence first.
         """
-        return Stream(self._frozen(), batch_size, state, threads)
+        frozen = self._frozen()
+        kind = DeviceStream if isinstance(frozen._pack(), DeviceWeights) else Stream
+        return kind(frozen, batch_size, state, threads)

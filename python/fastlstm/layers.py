@@ -13,17 +13,20 @@ import numpy.typing as npt
 
 from .cells import PLAIN, LSTMCellOptions, check_cell_options, check_probability
 from .compressed import CompressedLSTM
+from .device_arrays import DeviceArray
+from .device_owned_weights import moved
+from .device_weights import DeviceWeights, check_kernels_have
 from .functional import PackedWeights, Tape, lstm_backward, lstm_forward
 from .gradients import Gradients
 from .inference import InferenceLSTM
 from .layouts import check_cell
 from .owned_weights import LSTMWeights, OwnsWeights
-from .weights import WeightSpec, check_dtype, check_weights, initial_weights
+from .weights import WeightSpec, check_dtype, initial_weights, spec_and_arrays
 
 __all__ = ["LSTM", "LSTMWeights"]
 
 
-class LSTM(OwnsWeights[PackedWeights], InferenceLSTM):
+class LSTM(OwnsWeights[PackedWeights | DeviceWeights], InferenceLSTM):
     """A long short-term memory of any layers and directions, with torch.nn.LSTM's arguments in torch's order.
 
     peepholes, layer_norm: whether c is seen by the gates, and whether the sums into the gates and c are normalised;
@@ -93,6 +96,8 @@ class LSTM(OwnsWeights[PackedWeights], InferenceLSTM):
         return_gates: bool = False,
         checkpoint_every: int | str | None = None,
         threads: int | None = None,
+        algo: str | None = None,
+        tf32: bool = False,
         out: np.ndarray | None = None,
         dropout_seed: int | None = None,
         dropout_step: int = 0,
@@ -135,6 +140,8 @@ class LSTM(OwnsWeights[PackedWeights], InferenceLSTM):
             return_gates=return_gates,
             checkpoint_every=checkpoint_every,
             threads=threads,
+            algo=algo,
+            tf32=tf32,
             out=out,
         )
 
@@ -155,11 +162,14 @@ class LSTM(OwnsWeights[PackedWeights], InferenceLSTM):
         """
         return lstm_backward(tape, dy, dstate, dcells=dcells, dgates=dgates, truncate=truncate, threads=threads)
 
-    def _pack_now(self) -> PackedWeights:
-        return PackedWeights.of(self._weights._arrays, self.spec, cell=self.cell)
+    def _pack_now(self) -> PackedWeights | DeviceWeights:
+        pack = PackedWeights.of if self.device == "cpu" else DeviceWeights.of
+        return pack(self._weights._arrays, self.spec, cell=self.cell)
 
     def _checked(self, state_dict: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        return check_weights(self.spec, state_dict, self.dtype)
+        _, arrays = spec_and_arrays(state_dict, self.spec)
+        names = self.spec.shapes()
+        return {name: self._weights.check(name, array) for name, array in zip(names, arrays, strict=True)}
 
     def _frozen(self) -> LSTM:
         frozen = copy.deepcopy(self)
@@ -169,21 +179,51 @@ class LSTM(OwnsWeights[PackedWeights], InferenceLSTM):
     def _more(self) -> str:
         return "" if self.dtype == np.float32 else f", dtype={self.dtype}"
 
+    # devices
+
+    @property
+    def device(self) -> str:
+        """Where the weights are, and so every array that goes in: "cpu" or "cuda:N"."""
+        return self._weights.device
+
+    def to(self, device: str | DeviceArray, dtype: npt.DTypeLike | None = None) -> LSTM:
+        """Move the weights, in place, and return the layer: "cpu", "cuda", "cuda:N", or to where an array is.
+
+        Without an array they become CuPy's, torch's where CuPy is not installed; calls then take arrays of that library
+        on that device, and so do streams. dtype: another one for the weights, on a GPU float16, too. Waits for the GPU.
+        Raises RuntimeError where there is none, ValueError or TypeError naming argument, got and expected; the layer
+        is then as it was. docs/gpu.md says what a GPU cannot do.
+
+        >>> LSTM(8, 32).to("cpu", dtype="float64").dtype
+        dtype('float64')
+        """
+        weights = moved(self._weights, device, self.dtype if dtype is None else dtype)
+        if weights.device != "cpu":
+            check_kernels_have(self.spec)
+        self._weights, self.dtype = weights, np.dtype(self.dtype if dtype is None else dtype)
+        return self
+
     def compress(self, storage: str) -> CompressedLSTM:
         """An LSTM for inference alone whose weights take half ("bf16") or a quarter ("int8") of the memory.
 
         It has the same call and the same stream; arithmetic stays float32. A batch of 1 is bound by reading weights,
         and becomes faster. `CompressedLSTM` says what it costs in exactness.
         """
+        if self.device != "cpu":
+            raise ValueError(f"the layer is on {self.device}, where nothing is compressed: expected it on the CPU")
         return CompressedLSTM.of(self.spec, self.batch_first, self._weights._arrays, storage, self.cell)
 
     # files
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the layer to a safetensors file (`pip install fastlstm[io]`); an error leaves the old file."""
+        """Write the layer to a safetensors file (`pip install fastlstm[io]`); an error leaves the old file.
+
+        It has no device: `load` makes a layer on the CPU, and takes no float16, for which this raises TypeError.
+        """
+        check_dtype(self.dtype)
         from . import files  # with what writing needs, which importing fastlstm should not cost
 
-        files.write(path, self._arguments(), self._weights._arrays)
+        files.write(path, self._arguments(), self._weights.numpy())
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> LSTM:

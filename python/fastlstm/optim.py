@@ -1,4 +1,4 @@
-"""Adam and gradient clipping over mappings of names to NumPy arrays, with torch's equations. Knows nothing of LSTMs."""
+"""Adam and gradient clipping over mappings of names to NumPy or CuPy arrays, as torch's. Knows nothing of LSTMs."""
 
 from __future__ import annotations
 
@@ -94,8 +94,8 @@ class Adam:
             raise ValueError(f"state has m of {', '.join(state['m'])}, but v of {', '.join(state['v'])}")
         loaded = Adam(state["lr"], tuple(state["betas"]), state["eps"], state["weight_decay"])
         loaded._step = int(state["step"])
-        loaded._m = {name: np.array(m) for name, m in state["m"].items()}
-        loaded._v = {name: np.array(v) for name, v in state["v"].items()}
+        loaded._m = {name: m.copy() for name, m in state["m"].items()}
+        loaded._v = {name: v.copy() for name, v in state["v"].items()}
         vars(self).update(vars(loaded))
 
     def _check(self, weights: Mapping[str, np.ndarray], grads: Mapping[str, np.ndarray]) -> None:
@@ -105,7 +105,7 @@ class Adam:
                     f"weights has {', '.join(weights)}, but {what} had {', '.join(names)}: expected the same"
                 )
         for name, w in weights.items():
-            if not w.flags.writeable:
+            if not _is_writable(w):
                 raise ValueError(
                     f"{name} is read-only, expected a writable array: "
                     "an LSTM's weights are, inside `with lstm.updating() as weights`"
@@ -119,12 +119,17 @@ class Adam:
                     )
 
 
+def _is_writable(array: np.ndarray) -> bool:
+    return bool(getattr(array.flags, "writeable", True))  # CuPy's always are
+
+
 def clip_gradients(grads: Mapping[str, np.ndarray], max_norm: float) -> float:
     """Scale all gradients in place so that their joint 2-norm is at most max_norm; returns the norm before that.
 
     As torch.nn.utils.clip_grad_norm_: the factor is `max_norm / (norm + 1e-6)` where that is below 1. The norm is
     summed in float64 whatever the dtype. An infinite or NaN gradient is not an error: the norm says so, and the caller
-    should skip the step. Raises ValueError for a negative or NaN max_norm and for a read-only gradient.
+    should skip the step. On a GPU the norm is waited for. Raises ValueError for a negative or NaN max_norm and for a
+    read-only gradient.
 
     >>> grads = {"w": np.array([3.0, 0.0]), "b": np.array([4.0])}
     >>> clip_gradients(grads, max_norm=1.0)
@@ -135,7 +140,7 @@ def clip_gradients(grads: Mapping[str, np.ndarray], max_norm: float) -> float:
     if not max_norm >= 0:
         raise ValueError(f"max_norm is {max_norm}, expected a number of at least 0")
     for name, g in grads.items():
-        if not g.flags.writeable:
+        if not _is_writable(g):
             raise ValueError(f"the gradient of {name} is read-only, expected a writable array")
     norm = float(np.sqrt(sum(float(np.square(g, dtype=np.float64).sum()) for g in grads.values())))
     factor = float(np.minimum(max_norm / (norm + 1e-6), 1.0))  # np.minimum passes a NaN on

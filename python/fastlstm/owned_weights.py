@@ -9,7 +9,6 @@ from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 
-from . import _core
 from .weights import check_array
 
 __all__ = ["LSTMWeights", "OwnsWeights"]
@@ -21,11 +20,10 @@ class LSTMWeights(MutableMapping[str, np.ndarray]):
     The set of names is the layer's: none can be added or deleted.
     """
 
-    def __init__(self, arrays: dict[str, np.ndarray]) -> None:
+    def __init__(self, arrays: dict[str, np.ndarray], version: int = 0) -> None:
         self._arrays = arrays
-        self._version = 0
-        for array in arrays.values():
-            array.flags.writeable = False  # of the owner, so that no view of it can be made writable
+        self._version = version
+        self._protect()
 
     def __getitem__(self, name: str) -> np.ndarray:
         return self._arrays[name].view()
@@ -33,11 +31,7 @@ class LSTMWeights(MutableMapping[str, np.ndarray]):
     def __setitem__(self, name: str, array: np.ndarray) -> None:
         if name not in self._arrays:
             raise KeyError(f"{name!r} is no weight of this layer, expected one of {', '.join(self._arrays)}")
-        own = self._arrays[name]
-        checked = check_array(name, array, own.shape, own.dtype)
-        own.flags.writeable = True
-        own[...] = checked
-        own.flags.writeable = False
+        self._write(self._arrays[name], self.check(name, array))
         self._version += 1
 
     def __delitem__(self, name: str) -> None:
@@ -49,18 +43,39 @@ class LSTMWeights(MutableMapping[str, np.ndarray]):
     def __len__(self) -> int:
         return len(self._arrays)
 
+    @property
+    def device(self) -> str:
+        return "cpu"
+
+    def check(self, name: str, array: object) -> np.ndarray:
+        """The array, if it can be assigned to this name; else TypeError or ValueError."""
+        own = self._arrays[name]
+        return check_array(name, array, own.shape, own.dtype)
+
+    def copies(self) -> dict[str, np.ndarray]:
+        return {name: array.copy() for name, array in self._arrays.items()}
+
+    def numpy(self) -> dict[str, np.ndarray]:
+        """The weights as NumPy arrays, not to be written."""
+        return self._arrays
+
+    def _protect(self) -> None:
+        for array in self._arrays.values():
+            array.flags.writeable = False  # of the owner, so that no view of it can be made writable
+
+    def _write(self, own: np.ndarray, array: np.ndarray) -> None:
+        own.flags.writeable = True
+        own[...] = array
+        own.flags.writeable = False
+
     def __repr__(self) -> str:
         return "\n".join(f"{name} {array.shape} {array.dtype}" for name, array in self._arrays.items())
 
 
-class _Native(Protocol):
-    @property
-    def isa(self) -> str: ...
-
-
 class _Packed(Protocol):
     @property
-    def native(self) -> _Native: ...
+    def is_readable(self) -> bool:
+        """Whether the active kernels read weights in this order."""
 
 
 PackedT = TypeVar("PackedT", bound=_Packed)
@@ -82,7 +97,7 @@ class OwnsWeights(Generic[PackedT]):
     def _pack(self) -> PackedT:
         """The weights as the active kernels read them."""
         packed, version = self._packed, self._weights._version
-        if packed is None or packed[0] != version or packed[1].native.isa != _core.active_isa():
+        if packed is None or packed[0] != version or not packed[1].is_readable:
             self._packed = packed = version, self._pack_now()
         return packed[1]
 
@@ -123,7 +138,7 @@ class OwnsWeights(Generic[PackedT]):
 
     def state_dict(self) -> dict[str, np.ndarray]:
         """Copies of the weights by name, in torch's order where it has one."""
-        return {name: array.copy() for name, array in self._weights._arrays.items()}
+        return self._weights.copies()
 
     def load_state_dict(self, state_dict: Mapping[str, np.ndarray]) -> None:
         """Take over all weights; names, shapes and dtype must be this layer's exactly, else nothing is changed."""
@@ -132,7 +147,7 @@ class OwnsWeights(Generic[PackedT]):
 
     def __getstate__(self) -> dict[str, Any]:
         own = {name: value for name, value in self.__dict__.items() if name not in ("_lock", "_packed")}
-        return own | {"_weights": LSTMWeights(self.state_dict())}
+        return own | {"_weights": type(self._weights)(self.state_dict())}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)

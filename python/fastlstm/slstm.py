@@ -34,6 +34,11 @@ class PackedSLSTMWeights:
     spec: SLSTMSpec
     native: _core.SlstmWeights
 
+    @property
+    def is_readable(self) -> bool:
+        """Whether the active kernels read weights in this order."""
+        return self.native.isa == _core.active_isa()
+
     @classmethod
     def of(cls, weights: Mapping[str, np.ndarray]) -> PackedSLSTMWeights:
         """Pack a mapping; raises as `SLSTMSpec.from_weights` and `check_slstm_weights` do."""

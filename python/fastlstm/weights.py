@@ -243,11 +243,15 @@ def checked_arrays(
     return spec, arrays
 
 
-def check_dtype(dtype: npt.DTypeLike) -> np.dtype[Any]:
-    """A layer's dtype; raises TypeError for another one."""
-    checked: np.dtype[Any] = np.dtype(dtype)
-    if checked not in (np.dtype(np.float32), np.dtype(np.float64)):
-        raise TypeError(f"dtype is {checked}, expected float32 or float64")
+def check_dtype(dtype: npt.DTypeLike, half: bool = False) -> np.dtype[Any]:
+    """A layer's dtype; raises TypeError for another one. half: whether it may be float16, as on a GPU."""
+    names = [*(["float16"] if half else []), "float32", "float64"]
+    try:
+        checked: np.dtype[Any] | None = np.dtype(dtype)
+    except TypeError:  # NumPy has none of this name
+        checked = None
+    if checked is None or checked.name not in names:
+        raise TypeError(f"dtype is {checked or dtype}, expected {', '.join(names[:-1])} or {names[-1]}")
     return checked
 
 
