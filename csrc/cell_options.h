@@ -32,6 +32,7 @@ struct ActivationOptions {
 };
 
 constexpr double kNoLimit = __builtin_inf();
+constexpr double kNormEpsilon = 1e-5;  // added to variances: haste's and torch.nn.LayerNorm's
 
 // Its functions are inlined always: kernels.cpp may leave no symbol that its instruction sets share.
 struct CellOptions {

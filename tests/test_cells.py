@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
 from dataclasses import replace
 from types import ModuleType
 from typing import Any
@@ -12,7 +10,7 @@ import numpy as np
 import pytest
 
 import cases
-from cases import TOLERANCE, Case, Problem, assert_same_bits, make_problem, problem_of, relative_error, solve, truth_of
+from cases import TOLERANCE, Case, Problem, assert_same_bits, make_problem, problem_of, solve, truth_of
 from cell_cases import (
     ALONE,
     LONG,
@@ -22,6 +20,7 @@ from cell_cases import (
     TOGETHER,
     VARIANTS,
     cell_of,
+    own_errors,
     variant_of,
 )
 from fastlstm import LSTM, LSTMCellOptions, active_isa, functional, reference
@@ -45,21 +44,6 @@ def infer(problem: Problem, module: ModuleType = functional, threads: int | None
     y, (h_n, c_n), cells, gates, tape = module.lstm_forward(p.x, p.weights, p.state, **options)
     assert tape is None
     return {"y": y, "h_n": h_n, "c_n": c_n, "cells": cells, "gates": gates}
-
-
-@functools.cache
-def own_errors(case: Case, dtype: str, how: Callable[..., dict[str, np.ndarray]] = solve) -> dict[str, float]:
-    """What normalisation lets pass: it divides by deviations, and where one is small, what was rounded grows.
-
-    How far the case lets it grow is seen in the reference, in float32 against float64.
-    """
-    if not case.spec.layer_norm:
-        return {}
-    # For float64, too, float32 tells: there is nothing more exact to hold it against.
-    found, exact = how(problem_of(case).astype("float32"), reference), how(problem_of(case), reference)
-    digits = np.finfo(dtype).eps / np.finfo(np.float32).eps
-    worst = max(relative_error(array, exact[name]) for name, array in found.items())
-    return dict.fromkeys(found, TOLERANCE["times NumPy, normalised"] * digits * worst)
 
 
 def outputs(found: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

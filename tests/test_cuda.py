@@ -21,7 +21,7 @@ from cases import (
     solve,
     truth_of,
 )
-from cell_cases import ALONE, MARKS, TOGETHER, VARIANTS, cell_of, variant_of
+from cell_cases import ALONE, MARKS, TOGETHER, VARIANTS, cell_of, own_errors, variant_of
 from fastlstm import LSTMCellOptions, functional, reference
 from fastlstm.weights import WeightSpec
 from gpus import Gpu
@@ -31,12 +31,8 @@ SMALL = Case("small", WeightSpec(3, 9), 4, 5, **MARKS)
 TILES = Case("rows_and_units_of_several_tiles", WeightSpec(5, 37), 3, 41, **MARKS)
 
 
-def without_norm(variants: dict[str, object]) -> list[str]:
-    return [name for name in variants if not variant_of(name, SMALL).spec.layer_norm]
-
-
 def is_persistent(case: Case) -> bool:
-    return not case.spec.proj_size and not case.cell.recurrent_dropout
+    return not (case.spec.proj_size or case.spec.layer_norm or case.cell.recurrent_dropout)
 
 
 def is_resident(case: Case) -> bool:
@@ -49,11 +45,11 @@ def test_case(gpu: Gpu, dtype: str, case: Case) -> None:
 
 
 @pytest.mark.parametrize("case", [SMALL, TILES, *EVERYTHING], ids=str)
-@pytest.mark.parametrize("variant", without_norm(VARIANTS))
+@pytest.mark.parametrize("variant", VARIANTS)
 def test_variant(gpu: Gpu, dtype: str, variant: str, case: Case) -> None:
     case = variant_of(variant, case)
     found = gpu.solve(problem_of(case).astype(dtype))
-    assert_close(found, truth_of(case), dtype, TOLERANCE["times for a variant"])
+    assert_close(found, truth_of(case), dtype, TOLERANCE["times for a variant"], own_errors(case, dtype))
 
 
 # float16 rounds what goes in, too: what it is held to is the reference with these numbers.
@@ -71,10 +67,11 @@ def test_half_precision(gpu: Gpu, case: Case) -> None:
 
 # A gate within half an ulp of what it is clipped to may have been clipped or not: its gradient is there, or is not.
 @pytest.mark.parametrize("case", [SMALL, TILES], ids=str)
-@pytest.mark.parametrize("variant", [v for v in without_norm(ALONE | TOGETHER) if cell_of(v).gate_clip is None])
+@pytest.mark.parametrize("variant", [v for v in ALONE | TOGETHER if cell_of(v).gate_clip is None])
 def test_half_precision_of_a_variant(gpu: Gpu, variant: str, case: Case) -> None:
-    problem, truth = rounded(variant_of(variant, case))
-    assert_close(gpu.solve(problem), truth, "float16")
+    case = variant_of(variant, case)
+    problem, truth = rounded(case)
+    assert_close(gpu.solve(problem), truth, "float16", least=own_errors(case, "float16"))
 
 
 # More rows than a tile of a warp, and of a block; units that fill the columns of a block, and that do not.
@@ -214,12 +211,12 @@ def test_bad_input(gpu: Gpu, what: str) -> None:
 
 
 def test_what_kernels_cannot_do_is_an_error(gpu: Gpu) -> None:
-    normalised = make_problem(Case("", WeightSpec(3, 9, layer_norm=True))).map_arrays(gpu.put)
-    with pytest.raises(ValueError, match="layer_norm is True: expected False on a GPU"):
-        functional.lstm_forward(normalised.x, normalised.weights)
-    projected = make_problem(Case("", WeightSpec(3, 9, proj_size=2))).map_arrays(gpu.put)
-    with pytest.raises(ValueError, match='algo is "resident", which this layer cannot be: it has a projection'):
-        functional.lstm_forward(projected.x, projected.weights, algo="resident")
+    projected, normalised = WeightSpec(3, 9, proj_size=2), WeightSpec(3, 9, layer_norm=True)
+    for spec, why in ((projected, "it has a projection"), (normalised, "it is normalised")):
+        problem = make_problem(Case("", spec)).map_arrays(gpu.put)
+        for algo in ("resident", "persistent"):
+            with pytest.raises(ValueError, match=f'algo is "{algo}", which this layer cannot be: {why}'):
+                functional.lstm_forward(problem.x, problem.weights, algo=algo)
 
 
 def test_the_cpu_has_no_algorithms() -> None:

@@ -24,6 +24,7 @@ SEEDS = range(1, 13)
 CUT = Case("cut", WeightSpec(2, 3), 4, 3, reset="random")
 HELD = Case("held", WeightSpec(2, 3), 4, 3, mask="random")
 PLAIN = Case("plain", WeightSpec(2, 3), 3, 2)
+NORMALISED = Case("normalised", WeightSpec(2, 3, layer_norm=True), 3, 2)
 DEEP = Case("deeper_than_a_part", WeightSpec(2, 35), 2, 2)
 FOUR_BLOCKS = Case("four_blocks", WeightSpec(2, 37), 4, 3)
 TWO_TILES = Case("two_tiles_of_rows", WeightSpec(2, 37), 2, 101)
@@ -31,16 +32,20 @@ FAULTS: dict[str, tuple[Case, str]] = {
     "deliver: h survives a cut": (CUT, "step"),
     "deliver: y forgotten": (PLAIN, "step"),
     "unit_forward: every step counts": (HELD, "step"),
-    "unit_forward: c survives a cut": (CUT, "step"),
-    "unit_forward: c of another step": (PLAIN, "step"),
-    "unit_forward: i and f change places": (PLAIN, "step"),
+    "entering_c: c survives a cut": (CUT, "step"),
+    "entering_c: c of another step": (PLAIN, "step"),
+    "entering_gates: i and f change places": (PLAIN, "step"),
     "reaching_h: dh survives a cut": (CUT, "step"),
     "reaching_h: dy of masked steps": (HELD, "step"),
     "unit_backward: every step counts": (HELD, "step"),
     "unit_backward: dc survives a cut": (CUT, "step"),
-    "unit_backward: c before a cut": (CUT, "step"),
+    "entering_c: c before a cut": (CUT, "step"),
     "product: first barrier": (DEEP, "step"),
     "product: second barrier": (PLAIN, "step"),
+    "mean_over: first barrier": (NORMALISED, "step"),
+    "mean_over: barrier of the tree": (NORMALISED, "step"),
+    "mean_over: last barrier": (NORMALISED, "step"),
+    "normalised_backward: barrier": (NORMALISED, "step"),
     "resident_forward: barrier": (PLAIN, "resident"),
     "resident_backward: barrier": (PLAIN, "resident"),
     "next_tile: first barrier": (TWO_TILES, "persistent"),

@@ -2,8 +2,6 @@
 // units. The twins are layer_norm and layer_norm_backward in cells.py.
 // Included by kernels.cpp inside the namespace of one instruction set.
 
-constexpr double kNormEpsilon = 1e-5;  // haste's and torch.nn.LayerNorm's
-
 template <class T>
 inline T sum_of(Vec<T> v) {
   T a[kLanes<T>];

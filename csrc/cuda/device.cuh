@@ -42,6 +42,8 @@ DEVICE inline V broadcast(V x) {
 }
 DEVICE inline float fma(float a, float b, float c) { return fmaf(a, b, c); }
 DEVICE inline double fma(double a, double b, double c) { return ::fma(a, b, c); }
+DEVICE inline float square_root(float x) { return sqrtf(x); }
+DEVICE inline double square_root(double x) { return ::sqrt(x); }
 
 // x is returned when it is NaN, as on the CPU.
 template <class V>

@@ -38,7 +38,10 @@ struct Device {
 // Why a layer has to take a launch a step; "" if it has not.
 template <class T>
 std::string needs_steps(const LayerForward<T>& layer) {
-  return layer.shape.P > 0 ? "it has a projection" : layer.variant.h_scales ? "it drops h" : "";
+  return layer.shape.P > 0        ? "it has a projection"
+         : layer.norm.gains       ? "it is normalised"
+         : layer.variant.h_scales ? "it drops h"
+                                  : "";
 }
 
 inline std::string too_large(size_t bytes, const Device& device) {

@@ -33,6 +33,26 @@ struct CellVariant {
   DEVICE bool per_gate() const { return h_scales && scale_gates == 4; }
 };
 
+// Layer normalisation of a step. x . W and h . U are normalised apart, then times a gain each; pre holds the former's part and b.
+template <class T>
+struct StepNorm {
+  using W = Wide<T>;
+  const T* gains;   // [hidden,4] of h . U; null: no normalisation, and nothing else here is read
+  const T* output;  // [2,hidden] gain and bias of c
+  W *sums, *c;      // [rows,hidden,4], [rows,hidden] scratch
+  T* normalised;    // [rows,hidden,4] h . U, for backward; null: not wanted
+  W* inverses;      // [rows] of its deviation; null: not wanted
+};
+
+template <class T>
+struct GradientNorm {
+  using W = Wide<T>;
+  StepNorm<T> forward;  // what has been there
+  W *dh, *c, *d;        // [rows,hidden] scratch
+  W* d_output;          // [rows,2,hidden] of gain and bias of c, added to
+  T* d_sums;            // [rows,hidden,4] out: the gradient of h . U
+};
+
 template <class T>
 struct StepForward {
   using W = Wide<T>;
@@ -53,6 +73,7 @@ struct StepForward {
   const uint8_t* cut_next;  // [rows] StepFlag of the step processed next; null: none
   bool repeat;              // y of a held step is h, not zero
   CellVariant<T> variant;
+  StepNorm<T> norm;
 };
 
 template <class T>
@@ -60,11 +81,11 @@ struct StepBackward {
   using W = Wide<T>;
   int64_t t;
   int rows, hidden, output;
-  Operand<T> recurrent;      // of d_pre of the step processed after it
-  Operand<T> projected;      // with projection, of dh: [rows, output]
-  const T* saved;            // [rows, hidden, 4]
-  const W *c_prev, *c;       // [rows, hidden]
-  Sequence<const T> dy;      // [T,rows,output]; null: zero
+  Operand<T> recurrent;  // of the gradient of h . U, which is d_pre unless normalised, of the step processed after it
+  Operand<T> projected;  // with projection, of dh: [rows, output]
+  const T* saved;        // [rows, hidden, 4]
+  const W *c_prev, *c;   // [rows, hidden]
+  Sequence<const T> dy;  // [T,rows,output]; null: zero
   Sequence<const T> dcells;  // [T,rows,hidden]; null: zero
   Sequence<const T> dgates;  // [T,rows,4 hidden]; null: zero
   W* dh;           // [rows, output] in: what reaches h after this step beside `recurrent`; out: passes by the cell
@@ -78,6 +99,7 @@ struct StepBackward {
   bool cuts_all;             // no gradient comes from the step processed after this one
   bool repeat;
   CellVariant<T> variant;
+  GradientNorm<T> norm;
 };
 
 // A layer in one direction, forward.
@@ -100,6 +122,7 @@ struct LayerForward {
   T *h_n, *c_n;          // [B,output], [B,H]
   Sequence<T> y, cells, gates;
   CellVariant<T> variant;
+  StepNorm<T> norm;  // of the step at time 0; normalised and inverses of the others stand behind it
 
   DEVICE int64_t time(int64_t s) const { return reverse ? shape.T - 1 - s : s; }
   // Where h and c lie before the s-th processed step: in time's order if all are kept, so that they stand beside d_pre.
@@ -107,6 +130,12 @@ struct LayerForward {
   DEVICE T* h_before(int64_t s) const { return h + slot(s) * shape.B * shape.output(); }
   DEVICE W* c_before(int64_t s) const { return c + slot(s) * shape.B * shape.H; }
   DEVICE const uint8_t* flags_of(int64_t s) const { return flags && s < shape.T ? flags + time(s) * shape.B : nullptr; }
+
+  DEVICE StepNorm<T> norm_of(int64_t t) const {
+    StepNorm<T> of_step = norm;
+    if (norm.normalised) of_step.normalised += t * shape.B * shape.H * 4, of_step.inverses += t * shape.B;
+    return of_step;
+  }
 
   DEVICE StepForward<T> step(int64_t s) const {
     const int64_t t = time(s), gates_of_step = shape.B * shape.H * 4;
@@ -123,6 +152,7 @@ struct LayerForward {
     k.flags = flags_of(s), k.cut_next = flags_of(s + 1);
     k.repeat = repeat;
     k.variant = variant;
+    k.norm = norm_of(t);
     return k;
   }
 };
@@ -136,19 +166,24 @@ struct LayerBackward {
   const T* projection;   // packed w_p^T: [panels][output][kPanel]; null without
   const T *dh_n, *dc_n;  // [B,output], [B,H]; null: zero
   Sequence<const T> dy, dcells, dgates;
-  int64_t truncate;  // no gradient of the state crosses times that it divides; 0: all do
-  W *dh, *dc;        // [B,output], [B,H] scratch, which start as dh_n and dc_n
-  T *dh_out, *m;     // [T,B,output], [T,B,H] for the gradient of w_p; null without projection
-  T* d_pre;          // [T,B,H,4] out
-  T *dh0, *dc0;      // [B,output], [B,H] out
-  W* d_peepholes;    // [B,H,3], zero before; null: none
+  int64_t truncate;      // no gradient of the state crosses times that it divides; 0: all do
+  W *dh, *dc;            // [B,output], [B,H] scratch, which start as dh_n and dc_n
+  T *dh_out, *m;         // [T,B,output], [T,B,H] for the gradient of w_p; null without projection
+  T* d_pre;              // [T,B,H,4] out
+  T *dh0, *dc0;          // [B,output], [B,H] out
+  W* d_peepholes;        // [B,H,3], zero before; null: none
+  GradientNorm<T> norm;  // d_output zero before, d_sums [T,B,H,4]
+
+  // The gradient of h . U at a time.
+  DEVICE const T* d_sums(int64_t t) const {
+    return (forward.norm.gains ? norm.d_sums : d_pre) + t * forward.shape.B * forward.shape.H * 4;
+  }
 
   // What is left to do after the first step has been: the gradient of h0 into dh.
   DEVICE StepBackward<T> before_first() const {
     StepBackward<T> k{};
     k.rows = int(forward.shape.B), k.hidden = int(forward.shape.H), k.output = int(forward.shape.output());
-    k.recurrent = {d_pre + forward.time(0) * forward.shape.B * forward.shape.H * 4, int(4 * forward.shape.H), recurrent,
-                   nullptr};
+    k.recurrent = {d_sums(forward.time(0)), int(4 * forward.shape.H), recurrent, nullptr};
     k.dh = dh;
     k.variant.h_scales = forward.variant.h_scales, k.variant.scale_gates = forward.variant.scale_gates;
     k.cut_after = forward.flags_of(0);
@@ -169,7 +204,7 @@ struct LayerBackward {
     k.rows = int(shape.B), k.hidden = int(shape.H), k.output = int(shape.output());
     k.cuts_all = cuts_after(s);
     if (s + 1 < shape.T && !k.cuts_all)
-      k.recurrent = {d_pre + forward.time(s + 1) * units * 4, int(4 * shape.H), recurrent, nullptr};
+      k.recurrent = {d_sums(forward.time(s + 1)), int(4 * shape.H), recurrent, nullptr};
     k.saved = forward.saved + t * units * 4;
     k.c_prev = forward.c_before(s), k.c = forward.c_before(s + 1);
     k.dy = dy, k.dcells = dcells, k.dgates = dgates;
@@ -184,6 +219,9 @@ struct LayerBackward {
     k.flags = forward.flags_of(s), k.cut_after = forward.flags_of(s + 1);
     k.repeat = forward.repeat;
     k.variant = forward.variant;
+    k.norm = norm;
+    k.norm.forward = forward.norm_of(t);
+    if (norm.d_sums) k.norm.d_sums += t * units * 4;
     return k;
   }
 };

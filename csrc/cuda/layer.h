@@ -33,6 +33,16 @@ struct StepMarks {
 };
 void mark_steps(const StepMarks& marks, uint8_t* flags /* [T,B] by time */, cudaStream_t stream);
 
+// Layer normalisation of the sums [rows,columns] of x . W, which are overwritten by what is normalised; inverses [rows] are those of
+// their deviations. pre = normalised * gains + bias, which may be null.
+template <class T>
+void normalise(T* sums, Wide<T>* inverses, T* pre, const T* gains, const T* bias, int64_t rows, int64_t columns,
+               cudaStream_t stream);
+// d_sums [rows,columns], the gradient of the sums, from that of pre.
+template <class T>
+void normalise_backward(const T* d_pre, const T* gains, const T* normalised, const Wide<T>* inverses, T* d_sums,
+                        int64_t rows, int64_t columns, cudaStream_t stream);
+
 // y [T,B,n] of one direction of a layer, or the gradient of it, times the mask of the dropout between layers.
 template <class T>
 void drop(Sequence<T> y, int64_t steps, int64_t batch, int64_t n, const Dropout& dropout, int64_t layer,

@@ -1,6 +1,7 @@
 // The backward loop over time on a GPU: which kernel runs how often. The twin of cpu/layer_backward.cpp.
 #include "dispatch.h"
 #include "launch.h"
+#include "layer_norm.cuh"
 #include "persistent.cuh"
 #include "resident.cuh"
 #include "state.cuh"
@@ -32,8 +33,13 @@ void step(const LayerBackward<T>& layer, int64_t s, cudaStream_t stream) {
   with_rows(rows_of_step(shape.B), [&](auto rows) {
     constexpr int kRows = decltype(rows)::value;
     with_kind(kind_of_backward(layer), [&](auto kind) {
-      launch(for_tiles<T, kRows>("step_backward", shape.H, shape.B, stream),
-             step_backward<T, kRows, decltype(kind)::value>, step);
+      constexpr CellKind kKind = decltype(kind)::value;
+      if (!layer.forward.norm.gains)
+        return launch(for_tiles<T, kRows>("step_backward", shape.H, shape.B, stream), step_backward<T, kRows, kKind>,
+                      step);
+      launch(for_tiles<T, kRows>("gradient_sums", shape.H, shape.B, stream), gradient_sums<T, kRows>, step);
+      launch(for_rows<T>("normalised_backward", shape.B, stream),
+             normalised_backward<T, std::max(kKind, kTextbookActivations)>, step);
     });
   });
 }

@@ -1,6 +1,7 @@
 // The forward loop over time on a GPU: which kernel runs how often. The twin of cpu/layer_forward.cpp.
 #include "dispatch.h"
 #include "launch.h"
+#include "layer_norm.cuh"
 #include "persistent.cuh"
 #include "resident.cuh"
 #include "state.cuh"
@@ -15,8 +16,13 @@ void step(const LayerForward<T>& layer, int64_t s, cudaStream_t stream) {
   with_rows(rows_of_step(shape.B), [&](auto rows) {
     constexpr int kRows = decltype(rows)::value;
     with_kind(kind_of(step.variant), [&](auto kind) {
-      launch(for_tiles<T, kRows>("step_forward", 4 * shape.H, shape.B, stream),
-             step_forward<T, kRows, decltype(kind)::value>, step);
+      constexpr CellKind kKind = decltype(kind)::value;
+      if (!step.norm.gains)
+        return launch(for_tiles<T, kRows>("step_forward", 4 * shape.H, shape.B, stream), step_forward<T, kRows, kKind>,
+                      step);
+      launch(for_tiles<T, kRows>("recurrent_sums", 4 * shape.H, shape.B, stream), recurrent_sums<T, kRows>, step);
+      launch(for_rows<T>("normalised_forward", shape.B, stream),
+             normalised_forward<T, std::max(kKind, kTextbookActivations)>, step);
     });
     if (layer.projection)
       launch(for_tiles<T, kRows>("project_forward", shape.P, shape.B, stream), project_forward<T, kRows>, step,

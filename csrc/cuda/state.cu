@@ -1,5 +1,6 @@
 // What surrounds the loop over time: marks, masks, and the one word by which launches say that they gave up.
 #include "launch.h"
+#include "layer_norm.cuh"
 #include "state.cuh"
 
 #include <mutex>
@@ -50,8 +51,24 @@ void draw(T* to, int64_t places, int64_t rows, int64_t n, Drawn kind, double p, 
   launch(for_elements("draw_scales", places * rows * n, stream), draw_scales<T>, to, places, rows, n, kind, p, draws);
 }
 
-#define INSTANTIATE(T)                                                                                        \
-  template void drop(Sequence<T>, int64_t, int64_t, int64_t, const Dropout&, int64_t, int64_t, cudaStream_t); \
+template <class T>
+void normalise(T* sums, Wide<T>* inverses, T* pre, const T* gains, const T* bias, int64_t rows, int64_t columns,
+               cudaStream_t stream) {
+  launch(for_rows<T>("normalise_rows", rows, stream), normalise_rows<T>, sums, inverses, pre, gains, bias,
+         int(columns));
+}
+
+template <class T>
+void normalise_backward(const T* d_pre, const T* gains, const T* normalised, const Wide<T>* inverses, T* d_sums,
+                        int64_t rows, int64_t columns, cudaStream_t stream) {
+  launch(for_rows<T>("normalise_rows_backward", rows, stream), normalise_rows_backward<T>, d_pre, gains, normalised,
+         inverses, d_sums, int(columns));
+}
+
+#define INSTANTIATE(T)                                                                                                \
+  template void drop(Sequence<T>, int64_t, int64_t, int64_t, const Dropout&, int64_t, int64_t, cudaStream_t);         \
+  template void normalise(T*, Wide<T>*, T*, const T*, const T*, int64_t, int64_t, cudaStream_t);                      \
+  template void normalise_backward(const T*, const T*, const T*, const Wide<T>*, T*, int64_t, int64_t, cudaStream_t); \
   template void draw(T*, int64_t, int64_t, int64_t, Drawn, double, const Draws&, cudaStream_t);
 INSTANTIATE(float)
 INSTANTIATE(double)

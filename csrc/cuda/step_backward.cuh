@@ -63,9 +63,24 @@ __global__ void __launch_bounds__(kThreads, 2) gradient_of_h(const StepBackward<
     }
 }
 
+// c of one unit as its cell got it in forward.
+template <class T>
+__device__ Wide<T> entering_c(const StepBackward<T>& s, int row, int unit) {
+  const bool cut = is_set(s.flags, row, kCut) && !mutated("entering_c: c before a cut");
+  return cut ? Wide<T>(0) : s.c_prev[int64_t(row) * s.hidden + unit];
+}
+
+// c of one unit as its cell made it, before it was clipped and zoneout kept a part of what was there.
+template <class T>
+__device__ Wide<T> recovered_c(const StepBackward<T>& s, int row, int unit) {
+  const Quad<T> saved = reinterpret_cast<const Quad<T>*>(s.saved)[int64_t(row) * s.hidden + unit];
+  return widen(saved.at[kF]) * entering_c(s, row, unit) + widen(saved.at[kI]) * widen(saved.at[kG]);
+}
+
 // The cell of one unit of one row; dh is the gradient of its h, or with projection of o * tanh(c). Returns d_pre.
 template <class T, CellKind KIND>
-__device__ Quad<T> unit_backward(const StepBackward<T>& s, int row, int unit, Wide<T> dh) {
+__device__ Quad<T> unit_backward(const StepBackward<T>& s, int row, int unit, Wide<T> dh,
+                                 [[maybe_unused]] const CellNorm<Wide<T>>& norm = {}) {
   using W = Wide<T>;
   const int64_t at = int64_t(row) * s.hidden + unit;
   const bool held = is_set(s.flags, row, kHeld) && !mutated("unit_backward: every step counts");
@@ -75,7 +90,7 @@ __device__ Quad<T> unit_backward(const StepBackward<T>& s, int row, int unit, Wi
 
   CellGradient<W> d{{}, dc, {}};
   if (!held) {
-    const W c_in = is_set(s.flags, row, kCut) && !mutated("unit_backward: c before a cut") ? W(0) : s.c_prev[at];
+    const W c_in = entering_c(s, row, unit);
     const Quad<T> saved = reinterpret_cast<const Quad<T>*>(s.saved)[at];
     const Gates<W> gates{widen(saved.at[0]), widen(saved.at[1]), widen(saved.at[2]), widen(saved.at[3])};
     auto cell = cell_of<T, KIND>(s.variant, s.hidden, unit);
@@ -85,7 +100,8 @@ __device__ Quad<T> unit_backward(const StepBackward<T>& s, int row, int unit, Wi
       if (keep != W(0)) dc -= dc_kept = dc * keep;
       for (int gate = 0; gate < 4 && s.dgates; ++gate)
         cell.d_gates[gate] = widen(s.dgates.row(s.t, row)[gate * s.hidden + unit]);
-      c = gates.f * c_in + gates.i * gates.g;
+      c = recovered_c(s, row, unit);
+      cell.norm = norm;
     }
     d = cell_backward<W>(cell, gates, c_in, c, dh, dc);
     d.dc_prev += dc_kept;
@@ -101,16 +117,22 @@ __device__ Quad<T> unit_backward(const StepBackward<T>& s, int row, int unit, Wi
                                                     narrow<T>(d.d_pre.o)};
 }
 
+// What comes back to the cells of a tile: to o * tanh(c) through the projection, or to h through U.
+template <class T, int ROWS>
+__device__ void sums_of_step(const StepBackward<T>& s, int panel, int first_row, Wide<T> (&sum)[ROWS][4]) {
+  if (s.dh_out)
+    product<T, ROWS>(s.projected, panel, first_row, s.rows, sum);
+  else
+    product_through_u<T, ROWS>(s, panel, first_row, sum);
+}
+
 // Blocks: panels of units by tiles of rows.
 template <class T, int ROWS, CellKind KIND>
 __global__ void __launch_bounds__(kThreads, 2) step_backward(const StepBackward<T> s) {
   using W = Wide<T>;
   const int panel = int(blockIdx.x), first_row = int(blockIdx.y) * kRowThreads * ROWS;
   W sum[ROWS][4];
-  if (s.dh_out)
-    product<T, ROWS>(s.projected, panel, first_row, s.rows, sum);
-  else
-    product_through_u<T, ROWS>(s, panel, first_row, sum);
+  sums_of_step<T, ROWS>(s, panel, first_row, sum);
   for (int i = 0; i < ROWS; ++i)
     for (int j = 0; j < 4; ++j) {
       const int row = first_row + row_of_thread(i), unit = panel * kPanel + quad_of_thread() * 4 + j;

@@ -53,23 +53,36 @@ __device__ T deliver(const StepForward<T>& s, int row, int unit, int output, Wid
   return next;
 }
 
+// c of one unit as its cell gets it.
+template <class T>
+__device__ Wide<T> entering_c(const StepForward<T>& s, int row, int unit) {
+  const int64_t at = int64_t(row) * s.hidden + unit;
+  const bool cut = is_set(s.flags, row, kCut) && !mutated("entering_c: c survives a cut");
+  return cut ? Wide<T>(0) : mutated("entering_c: c of another step") ? s.c[at] : s.c_prev[at];
+}
+
+// The gates of one unit before their activation, from the recurrent sums.
+template <class T>
+__device__ Gates<Wide<T>> entering_gates(const StepForward<T>& s, int row, int unit, const Quad<Wide<T>>& sum) {
+  Quad<T> pre = reinterpret_cast<const Quad<T>*>(s.pre)[int64_t(row) * s.hidden + unit];
+  if (mutated("entering_gates: i and f change places")) pre = {pre.at[1], pre.at[0], pre.at[2], pre.at[3]};
+  return {widen(pre.at[0]) + sum.at[0], widen(pre.at[1]) + sum.at[1], widen(pre.at[2]) + sum.at[2],
+          widen(pre.at[3]) + sum.at[3]};
+}
+
 // The cell of one unit of one row, from the recurrent sums of its gates on. Returns h as the next step reads it.
 template <class T, CellKind KIND>
-__device__ T unit_forward(const StepForward<T>& s, int row, int unit, const Quad<Wide<T>>& sum) {
+__device__ T unit_forward(const StepForward<T>& s, int row, int unit, const Quad<Wide<T>>& sum,
+                          [[maybe_unused]] const CellNorm<Wide<T>>& norm = {}) {
   using W = Wide<T>;
   const int64_t at = int64_t(row) * s.hidden + unit;
   const bool held = is_set(s.flags, row, kHeld) && !mutated("unit_forward: every step counts");
-  const bool cut = is_set(s.flags, row, kCut) && !mutated("unit_forward: c survives a cut");
-  const W c_in = cut ? W(0) : mutated("unit_forward: c of another step") ? s.c[at] : s.c_prev[at];
-  const auto cell = cell_of<T, KIND>(s.variant, s.hidden, unit);
+  const W c_in = entering_c(s, row, unit);
+  auto cell = cell_of<T, KIND>(s.variant, s.hidden, unit);
+  if constexpr (KIND != kPlain) cell.norm = norm;
 
-  Quad<T> pre = reinterpret_cast<const Quad<T>*>(s.pre)[at];
-  if (mutated("unit_forward: i and f change places")) pre = {pre.at[1], pre.at[0], pre.at[2], pre.at[3]};
   Gates<W> gates;
-  CellState<W> now = cell_forward<W>(cell,
-                                     {widen(pre.at[0]) + sum.at[0], widen(pre.at[1]) + sum.at[1],
-                                      widen(pre.at[2]) + sum.at[2], widen(pre.at[3]) + sum.at[3]},
-                                     c_in, gates);
+  CellState<W> now = cell_forward<W>(cell, entering_gates(s, row, unit, sum), c_in, gates);
   if constexpr (KIND != kPlain) {
     const CellOptions& options = s.variant.options;
     const Draws& draws = s.variant.draws;
@@ -106,17 +119,22 @@ __device__ void product_per_gate(const StepForward<T>& s, int panel, int first_r
   }
 }
 
+// The recurrent sums of a tile, which stay as they are where none of its rows counts.
+template <class T, int ROWS, CellKind KIND>
+__device__ void sums_of_step(const StepForward<T>& s, int panel, int first_row, Wide<T> (&sum)[ROWS][4]) {
+  if (!any_counts<ROWS>(s.flags, first_row, s.rows)) return;
+  if (KIND != kPlain && s.variant.per_gate())
+    product_per_gate<T, ROWS>(s, panel, first_row, sum);
+  else
+    product<T, ROWS>(s.recurrent, panel, first_row, s.rows, sum);
+}
+
 // Blocks: panels of units by tiles of rows.
 template <class T, int ROWS, CellKind KIND>
 __global__ void __launch_bounds__(kThreads, 2) step_forward(const StepForward<T> s) {
   const int panel = int(blockIdx.x), first_row = int(blockIdx.y) * kRowThreads * ROWS;
   Wide<T> sum[ROWS][4] = {};
-  if (any_counts<ROWS>(s.flags, first_row, s.rows)) {
-    if (KIND != kPlain && s.variant.per_gate())
-      product_per_gate<T, ROWS>(s, panel, first_row, sum);
-    else
-      product<T, ROWS>(s.recurrent, panel, first_row, s.rows, sum);
-  }
+  sums_of_step<T, ROWS, KIND>(s, panel, first_row, sum);
   const int unit = panel * kQuads + quad_of_thread();
   for (int i = 0; i < ROWS; ++i) {
     const int row = first_row + row_of_thread(i);

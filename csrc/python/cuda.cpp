@@ -147,6 +147,12 @@ class Layer {
     layer.cells = of.sequence<T>("cells", steps, B, H);
     layer.gates = of.sequence<T>("gates", steps, B, 4 * H);
     layer.variant = variant_of<T>(of, options_, B, H, n);
+    layer.norm.gains = of.contiguous<T>("norm_gains", {4 * H});
+    layer.norm.output = of.contiguous<T>("norm_output", {2, H});
+    layer.norm.sums = of.contiguous<Wide<T>>("norm_sums", {B, 4 * H});
+    layer.norm.c = of.contiguous<Wide<T>>("norm_c", {B, H});
+    layer.norm.normalised = of.contiguous<T>("normalised", {steps, B, 4 * H});
+    layer.norm.inverses = of.contiguous<Wide<T>>("inverses", {steps, B});
     return layer;
   }
 
@@ -174,6 +180,13 @@ class Layer {
     layer.dh0 = of.contiguous<T>("dh0", {B, n});
     layer.dc0 = of.contiguous<T>("dc0", {B, H});
     layer.d_peepholes = of.contiguous<Wide<T>>("d_peepholes", {B, H, 3});
+    if (forward.norm.gains) {
+      layer.norm.dh = of.contiguous<Wide<T>>("norm_dh", {B, H});
+      layer.norm.c = of.contiguous<Wide<T>>("norm_c", {B, H});
+      layer.norm.d = of.contiguous<Wide<T>>("norm_d", {B, H});
+      layer.norm.d_output = of.contiguous<Wide<T>>("d_output", {B, 2 * H});
+      layer.norm.d_sums = of.contiguous<T>("d_sums", {steps * B, 4 * H});
+    }
     return layer;
   }
 
@@ -196,6 +209,36 @@ void mark(const py::dict& arrays, bool reverse, int device, uint64_t stream_numb
   marks.mask = of.sequence<const uint8_t>("mask", marks.T, marks.B, 1);
   marks.reset = of.sequence<const uint8_t>("reset", marks.T, marks.B, 1);
   mark_steps(marks, of.contiguous<uint8_t>("flags", flags.shape), stream);
+}
+
+// sums [rows,columns] of x . W become normalised; inverses [rows] and pre [rows,columns] are written.
+void normalise_sums(const py::dict& arrays, int device, uint64_t stream_number) {
+  const cudaStream_t stream = stream_argument(stream_number);
+  const OnDevice on(device);
+  const DeviceArguments of(arrays, device, stream);
+  const DeviceArray sums = of.array("sums");
+  const int64_t rows = sums.shape.at(0), columns = sums.shape.at(1);
+  with_dtype(sums.dtype, [&](auto zero) {
+    using T = decltype(zero);
+    normalise(of.contiguous<T>("sums", sums.shape), of.contiguous<Wide<T>>("inverses", {rows}),
+              of.contiguous<T>("pre", sums.shape), of.contiguous<T>("gains", {columns}),
+              of.contiguous<T>("bias", {columns}), rows, columns, stream);
+  });
+}
+
+// d_sums [rows,columns] from d_pre, and from what normalise_sums was given and left.
+void normalise_sums_backward(const py::dict& arrays, int device, uint64_t stream_number) {
+  const cudaStream_t stream = stream_argument(stream_number);
+  const OnDevice on(device);
+  const DeviceArguments of(arrays, device, stream);
+  const DeviceArray d_pre = of.array("d_pre");
+  const int64_t rows = d_pre.shape.at(0), columns = d_pre.shape.at(1);
+  with_dtype(d_pre.dtype, [&](auto zero) {
+    using T = decltype(zero);
+    normalise_backward(of.contiguous<T>("d_pre", d_pre.shape), of.contiguous<T>("gains", {columns}),
+                       of.contiguous<T>("normalised", d_pre.shape), of.contiguous<Wide<T>>("inverses", {rows}),
+                       of.contiguous<T>("d_sums", d_pre.shape), rows, columns, stream);
+  });
 }
 
 // y [T,B,n] in place, of the layer and direction of the options.
@@ -256,5 +299,7 @@ PYBIND11_MODULE(_cuda, m) {
       .def("backward", &Layer::backward, py::arg("arrays"), py::arg("truncate"), py::arg("stream"));
   m.def("drop", &drop_between, py::arg("arrays"), py::arg("options"), py::arg("p"));
   m.def("draw", &draw_kind, py::arg("arrays"), py::arg("options"), py::arg("kind"), py::arg("p"));
+  m.def("normalise", &normalise_sums, py::arg("arrays"), py::arg("device"), py::arg("stream"));
+  m.def("normalise_backward", &normalise_sums_backward, py::arg("arrays"), py::arg("device"), py::arg("stream"));
   m.def("mark", &mark, py::arg("arrays"), py::arg("reverse"), py::arg("device"), py::arg("stream"));
 }

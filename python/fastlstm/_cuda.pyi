@@ -26,6 +26,12 @@ def reason() -> str:
 def mark(arrays: Mapping[str, DeviceArray], reverse: bool, device: int, stream: int) -> None:
     """Write flags `[T,B]` from lengths `[B]`, mask and reset `[T,B]`."""
 
+def normalise(arrays: Mapping[str, DeviceArray], device: int, stream: int) -> None:
+    """Layer normalisation of sums `[rows,columns]`, in place; writes inverses `[rows]` and pre `[rows,columns]`."""
+
+def normalise_backward(arrays: Mapping[str, DeviceArray], device: int, stream: int) -> None:
+    """Write d_sums `[rows,columns]` from d_pre, and from what `normalise` was given and left."""
+
 def draw(arrays: Mapping[str, DeviceArray], options: Mapping[str, Any], kind: int, p: float) -> None:
     """Write into to `[places,rows,n]` what a kind of dropout multiplies by."""
 

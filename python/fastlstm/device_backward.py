@@ -97,26 +97,45 @@ def _direction_backward(
         arrays["m"] = library.empty((T, B, H), tape.dtype, tape.x)
     if w.peepholes is not None:
         arrays["d_peepholes"] = library.zeros((B, H, 3), wide, tape.x)
+    if own.norm_h is not None:
+        arrays |= {name: library.empty((B, H), wide, tape.x) for name in ("norm_dh", "norm_c", "norm_d")}
+        arrays["d_output"] = library.zeros((B, 2 * H), wide, tape.x)
+        arrays["d_sums"] = library.empty((T * B, 4 * H), tape.dtype, tape.x)
     own.layer.backward(arrays, truncate, library.stream(tape.x))
 
-    d_pre = arrays["d_pre"].reshape(T * B, 4 * H)
-    dw = {"weight_hh": _weight_gradient(library, d_pre, own.h, own.h_scales)}
+    d_pre = d_x = d_h = arrays["d_pre"].reshape(T * B, 4 * H)  # gradients of x . W and of h . U
+    if own.norm_h is not None:
+        d_x, d_h = _input_sums_gradient(tape, own, d_pre), arrays["d_sums"]
+    dw = {"weight_hh": _weight_gradient(library, d_h, own.h, own.h_scales)}
     if own.u_scales is not None:
         dw["weight_hh"] = dw["weight_hh"] * own.u_scales
     if w.w_x is not None:
-        dw["weight_ih"] = _weight_gradient(library, d_pre, own.x, own.x_scales)
-    if spec.bias:
-        db = library.sum_of_rows(d_pre)[:, None]
-        dw |= {"bias_ih": db, "bias_hh": db}
+        dw["weight_ih"] = _weight_gradient(library, d_x, own.x, own.x_scales)
     dw = {name: by_gate(library, array) for name, array in dw.items()}
+    rows = {"bias_ih": d_pre} if spec.bias else {}
+    if own.norm_x is not None and own.norm_h is not None:
+        rows |= {"gamma_ih": d_pre * own.norm_x.normalised, "gamma_hh": d_pre * own.norm_h.normalised}
+        of_c = library.cast(library.sum_of_rows(arrays["d_output"]), tape.dtype)
+        dw |= {"gamma_c": of_c[:H], "beta_c": of_c[H:]}
+    dw |= {name: by_gate(library, library.sum_of_rows(terms)[:, None])[:, 0] for name, terms in rows.items()}
     if spec.bias:
-        dw |= {name: dw[name][:, 0] for name in ("bias_ih", "bias_hh")}
+        dw["bias_hh"] = library.copied(dw["bias_ih"])
     if w.w_p is not None:
         dw["weight_hr"] = library.permuted(arrays["dh_out"].reshape(T * B, n), (1, 0)) @ arrays["m"].reshape(T * B, H)
     if w.peepholes is not None:
         terms = library.permuted(library.sum_of_rows(arrays["d_peepholes"]), (1, 0))
         dw["weight_peephole"] = library.cast(library.contiguous(terms).reshape(3 * H), tape.dtype)
-    return _input_gradient(tape, own, d_pre), dw
+    return _input_gradient(tape, own, d_x), dw
+
+
+def _input_sums_gradient(tape: DeviceTape, own: DirectionTape, d_pre: DeviceArray) -> DeviceArray:
+    """Of x . W before it was normalised, `[T*B,4H]`."""
+    library, norm = tape.library, own.norm_x
+    assert norm is not None and own.weights.norm is not None
+    arrays = {"d_pre": d_pre, "gains": own.weights.norm.of_x, "normalised": norm.normalised, "inverses": norm.inverses}
+    d_sums = library.empty(tuple(d_pre.shape), tape.dtype, tape.x)
+    native().normalise_backward(arrays | {"d_sums": d_sums}, library.device(tape.x), library.stream(tape.x))
+    return d_sums
 
 
 def _weight_gradient(library: ArrayLibrary, d_pre: DeviceArray, a: DeviceArray, scales: DeviceArray) -> DeviceArray:

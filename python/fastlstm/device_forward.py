@@ -22,6 +22,13 @@ from .weights import WeightSpec
 __all__ = ["DeviceTape", "DirectionTape", "device_forward"]
 
 
+class NormTape(NamedTuple):
+    """What layer normalisation made of the sums of all steps, and the inverses of their deviations."""
+
+    normalised: DeviceArray  # [T*B,4H], interleaved
+    inverses: DeviceArray  # [T*B]
+
+
 class DirectionTape(NamedTuple):
     """What the backward pass of one layer and direction needs beside its weights."""
 
@@ -33,6 +40,8 @@ class DirectionTape(NamedTuple):
     x_scales: DeviceArray  # [G,B,I]
     h_scales: DeviceArray  # [G,B,n]
     u_scales: DeviceArray  # [4H,n], interleaved
+    norm_x: NormTape | None  # of x . W
+    norm_h: NormTape | None  # of h . U
 
 
 @dataclass(frozen=True)
@@ -185,7 +194,7 @@ def _direction_forward(
         w = w._replace(w_h=w_h, recurrent=panels(library, w_h))
     if call.counts is not None:
         x = library.where(call.counts, x)
-    pre = _pre_activations(call, w, x, direction, x_scales)
+    pre, norm_x = _pre_activations(call, w, x, direction, x_scales)
     slots = T + 1 if call.training else 2
     arrays = {
         **first,
@@ -202,15 +211,23 @@ def _direction_forward(
         "h_scales": h_scales,
         "barrier": library.zeros((2,), "int32", call.like),
     }
+    norm_h = None
+    if w.norm is not None:
+        arrays |= {"norm_gains": w.norm.of_h, "norm_output": w.norm.of_c}
+        arrays |= {"norm_sums": call.empty(B, 4 * H, wide=True), "norm_c": call.empty(B, H, wide=True)}
+        if call.training:
+            norm_h = NormTape(call.empty(T * B, 4 * H), call.empty(T * B, wide=True))
+            arrays["normalised"] = norm_h.normalised.reshape(T, B, 4 * H)
+            arrays["inverses"] = norm_h.inverses.reshape(T, B)
     layer = native().Layer(arrays, options)
     h = arrays["h"][1:] if options["reverse"] else arrays["h"][:-1]
-    return DirectionTape(layer, w, options, x, h, x_scales, h_scales, u_scales)
+    return DirectionTape(layer, w, options, x, h, x_scales, h_scales, u_scales, norm_x, norm_h)
 
 
 def _pre_activations(
     call: _Call, w: DirectionWeights, x: DeviceArray, direction: int, scales: DeviceArray
-) -> DeviceArray:
-    """b + x . W, [T,B,H,4]: new memory."""
+) -> tuple[DeviceArray, NormTape | None]:
+    """b + x . W, [T,B,H,4]: new memory; x . W may be normalised before."""
     library = call.weights.library
     T, B, H = call.layout.steps, call.layout.batch, call.weights.spec.hidden_size
     if w.w_x is None:
@@ -224,4 +241,11 @@ def _pre_activations(
         for gate, scale in enumerate(scales):
             w_gate = library.permuted(w.w_x.reshape(H, 4, -1)[:, gate], (1, 0))
             pre[..., gate] = ((x * scale).reshape(T * B, x.shape[-1]) @ w_gate).reshape(T, B, H)
-    return pre if w.bias is None else pre + w.bias.reshape(H, 4)
+    if w.norm is None:
+        return pre if w.bias is None else pre + w.bias.reshape(H, 4), None
+    sums = library.contiguous(pre).reshape(T * B, 4 * H)
+    tape, pre = NormTape(sums, call.empty(T * B, wide=True)), call.empty(T, B, H, 4)
+    arrays = {"sums": sums, "inverses": tape.inverses, "pre": pre.reshape(T * B, 4 * H)}
+    place = library.device(call.like), library.stream(call.like)
+    native().normalise(arrays | {"gains": w.norm.of_x, "bias": w.bias}, *place)
+    return pre, tape

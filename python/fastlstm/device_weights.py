@@ -16,7 +16,15 @@ from .device_arrays import WIDE, ArrayLibrary, DeviceArray, check_device, kind_o
 from .layouts import check_cell
 from .weights import WeightSpec, spec_and_arrays, weight_suffix
 
-__all__ = ["DeviceWeights", "DirectionWeights", "by_gate", "check_kernels_have", "interleaved", "panels"]
+__all__ = ["DeviceWeights", "DirectionWeights", "by_gate", "interleaved", "panels"]
+
+
+class NormWeights(NamedTuple):
+    """Gains and bias of layer normalisation: those of sums interleaved."""
+
+    of_x: DeviceArray  # [4H], of x . W
+    of_h: DeviceArray  # [4H], of h . U
+    of_c: DeviceArray  # [2,H]: gain and bias
 
 
 class DirectionWeights(NamedTuple):
@@ -29,6 +37,7 @@ class DirectionWeights(NamedTuple):
     peepholes: DeviceArray  # [3H]
     recurrent: DeviceArray  # panels of w_h
     projection: DeviceArray  # panels of w_p
+    norm: NormWeights | None
 
 
 @dataclass(frozen=True)
@@ -59,7 +68,6 @@ class DeviceWeights:
     ) -> DeviceWeights:
         """Pack a mapping with torch's names and shapes; raises ValueError or TypeError naming the weight."""
         spec, arrays = spec_and_arrays(weights, spec)
-        check_kernels_have(spec)
         check_cell(spec, cell)
         named = dict(zip(spec.shapes(), arrays, strict=True))
         like = named["weight_hh_l0"]
@@ -83,11 +91,6 @@ def _stream(library: ArrayLibrary, like: DeviceArray) -> int | None:
     return None if library.is_capturing(like) else library.stream(like)
 
 
-def check_kernels_have(spec: WeightSpec) -> None:
-    if spec.layer_norm:
-        raise ValueError("layer_norm is True: expected False on a GPU, whose kernels do not have it")
-
-
 def _direction(
     library: ArrayLibrary, spec: WeightSpec, named: Mapping[str, DeviceArray], suffix: str
 ) -> DirectionWeights:
@@ -102,7 +105,15 @@ def _direction(
         None if peepholes is None else library.copied(peepholes),
         panels(library, w_h),
         None if w_p is None else panels(library, w_p),
+        _norm_weights(library, own) if spec.layer_norm else None,
     )
+
+
+def _norm_weights(library: ArrayLibrary, own: Mapping[str, DeviceArray]) -> NormWeights:
+    of_x, of_h = (interleaved(library, own[name][:, None])[:, 0] for name in ("gamma_ih", "gamma_hh"))
+    of_c = library.empty((2, len(own["gamma_c"])), library.dtype(of_x), of_x)
+    of_c[0], of_c[1] = own["gamma_c"], own["beta_c"]
+    return NormWeights(of_x, of_h, of_c)
 
 
 def interleaved(library: ArrayLibrary, rows: DeviceArray) -> DeviceArray:

@@ -15,7 +15,7 @@ from .cells import PLAIN, LSTMCellOptions, check_cell_options, check_probability
 from .compressed import CompressedLSTM
 from .device_arrays import DeviceArray
 from .device_owned_weights import moved
-from .device_weights import DeviceWeights, check_kernels_have
+from .device_weights import DeviceWeights
 from .functional import PackedWeights, Tape, lstm_backward, lstm_forward
 from .gradients import Gradients
 from .inference import InferenceLSTM
@@ -197,10 +197,8 @@ class LSTM(OwnsWeights[PackedWeights | DeviceWeights], InferenceLSTM):
         >>> LSTM(8, 32).to("cpu", dtype="float64").dtype
         dtype('float64')
         """
-        weights = moved(self._weights, device, self.dtype if dtype is None else dtype)
-        if weights.device != "cpu":
-            check_kernels_have(self.spec)
-        self._weights, self.dtype = weights, np.dtype(self.dtype if dtype is None else dtype)
+        dtype = self.dtype if dtype is None else dtype
+        self._weights, self.dtype = moved(self._weights, device, dtype), np.dtype(dtype)
         return self
 
     def compress(self, storage: str) -> CompressedLSTM:
