@@ -85,7 +85,7 @@ __global__ void __launch_bounds__(kThreads, 2) recurrent_sums(const StepForward<
 
 // The cells of a row. c has to be whole before any h is. Of a held row nothing is normalised, and its sums count as zero.
 template <class T, CellKind KIND>
-__global__ void __launch_bounds__(kNormThreads) normalised_forward(const StepForward<T> s) {
+__global__ void __launch_bounds__(kNormThreads, 2) normalised_forward(const StepForward<T> s) {
   using W = Wide<T>;
   const int row = int(blockIdx.x), columns = 4 * s.hidden;
   const StepNorm<T>& norm = s.norm;
@@ -131,7 +131,7 @@ __global__ void __launch_bounds__(kThreads, 2) gradient_sums(const StepBackward<
 
 // The cells of a row: first what the normalisation of c takes in from all units, then each of them, then their sums.
 template <class T, CellKind KIND>
-__global__ void __launch_bounds__(kNormThreads) normalised_backward(const StepBackward<T> s) {
+__global__ void __launch_bounds__(kNormThreads, 2) normalised_backward(const StepBackward<T> s) {
   using W = Wide<T>;
   const int row = int(blockIdx.x), columns = 4 * s.hidden;
   const GradientNorm<T>& norm = s.norm;

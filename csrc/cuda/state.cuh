@@ -55,7 +55,7 @@ __global__ void drop_outputs(const Sequence<T> y, const int64_t steps, const int
   const Wide<T> scale = dropout.p < 1 ? Wide<T>(1) / Wide<T>(1 - dropout.p) : Wide<T>(0);
   for (int64_t unit = 4 * quad; unit < 4 * quad + 4 && unit < n; ++unit) {
     T& at = y.row(t, b)[unit];
-    at = random.word[unit % 4] >= dropout.threshold() ? narrow<T>(widen(at) * scale) : T(0.0f);
+    at = element(random.word, int(unit % 4)) >= dropout.threshold() ? narrow<T>(widen(at) * scale) : T(0.0f);
   }
 }
 
@@ -70,7 +70,7 @@ __global__ void draw_scales(T* const to, const int64_t places, const int64_t row
   const Philox random =
       philox({{place_of(draws.layer, draws.direction, unit / 4), uint32_t(place), uint32_t(row), draws.call}},
              uint32_t(seed), uint32_t(seed >> 32));
-  const bool dropped = random.word[unit % 4] < threshold_of(p);
+  const bool dropped = element(random.word, int(unit % 4)) < threshold_of(p);
   to[i] = dropped ? T(0.0f) : narrow<T>(Wide<T>(1) / Wide<T>(1 - p));
 }
 
