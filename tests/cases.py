@@ -25,6 +25,7 @@ TOLERANCE = {
     # Weights, states, gates and their gradients are rounded to 11 bits each, half an ulp being 2.4e-4, and sums over
     # steps add them up; measured up to 4e-3.
     "float16": 1e-2,
+    "bfloat16": 2e-2,  # 8 bits; measured up to 1.1e-2
     # U and what it multiplies are rounded to 11 bits, 8192 times more than to float32's 24; states and sums are not.
     "times for tf32": 1000,
     "finite differences": 1e-9,  # five points, h = 1e-3: h**4 of the fifth derivative, 1e-15 / h of rounding

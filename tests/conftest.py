@@ -63,7 +63,7 @@ def emulator(emulated_module: ModuleType) -> Iterator[emulated_cuda.Emulator]:
 @pytest.fixture
 def gpu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Gpu:
     """What the test has its arrays on; a real GPU needs a fastlstm that was built with CUDA, and CuPy or torch."""
-    if request.param == "emulated":
+    if request.param.startswith("emulated"):
         monkeypatch.setitem(sys.modules, "fastlstm._cuda", request.getfixturevalue("emulated_module"))
     elif reason := why_not(request.param) or fastlstm.cuda.reason():
         pytest.skip(reason)

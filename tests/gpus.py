@@ -21,6 +21,8 @@ class Gpu:
     def put(self, array: np.ndarray) -> Any:
         if self.name == "emulated":
             return emulated(array)
+        if self.name == "emulated_torch":
+            return importlib.import_module(self.name).emulated(array)
         if self.name == "cupy":
             return importlib.import_module("cupy").asarray(array)
         return importlib.import_module("torch").from_numpy(np.array(array)).cuda()
@@ -38,7 +40,7 @@ class Gpu:
 
 def why_not(name: str) -> str:
     """Why this GPU cannot be used; "" if it can."""
-    if name == "emulated":
+    if name.startswith("emulated"):
         return ""
     try:
         module = importlib.import_module(name)

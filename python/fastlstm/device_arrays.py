@@ -29,7 +29,7 @@ class ArrayLibrary(Protocol):
         """Whether what runs now is not done, but becomes part of a CUDA graph."""
 
     def current(self, like: DeviceArray) -> AbstractContextManager[Any]:
-        """Where all else runs, since CuPy takes memory and streams of the current device."""
+        """Where all else runs: on its device, whose memory and stream CuPy then takes; unseen by torch's autograd."""
 
     def at(self, device: int | None) -> DeviceArray:
         """An array without elements on the device of this number, or on the current one."""
@@ -125,7 +125,8 @@ class Torch:
         return bool(self.torch.cuda.is_current_stream_capturing())
 
     def current(self, like: DeviceArray) -> AbstractContextManager[Any]:
-        return nullcontext()  # each operation runs where its tensors are
+        context: AbstractContextManager[Any] = self.torch.no_grad()  # each operation runs where its tensors are
+        return context
 
     def at(self, device: int | None) -> DeviceArray:
         return self.torch.empty(0, device="cuda" if device is None else f"cuda:{device}")
@@ -150,7 +151,7 @@ class Torch:
         return array.permute(axes)
 
     def contiguous(self, array: DeviceArray) -> DeviceArray:
-        return array.contiguous()
+        return array.detach().contiguous()  # DLPack takes none that requires a gradient
 
     def cast(self, array: DeviceArray, dtype: str) -> DeviceArray:
         return array.to(getattr(self.torch, dtype))

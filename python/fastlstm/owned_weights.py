@@ -79,6 +79,7 @@ class _Packed(Protocol):
 
 
 PackedT = TypeVar("PackedT", bound=_Packed)
+LayerT = TypeVar("LayerT", bound="OwnsWeights[Any]")
 
 
 class OwnsWeights(Generic[PackedT]):
@@ -148,6 +149,11 @@ class OwnsWeights(Generic[PackedT]):
     def __getstate__(self) -> dict[str, Any]:
         own = {name: value for name, value in self.__dict__.items() if name not in ("_lock", "_packed")}
         return own | {"_weights": type(self._weights)(self.state_dict())}
+
+    def __deepcopy__(self: LayerT, memo: dict[int, Any]) -> LayerT:
+        other: LayerT = type(self).__new__(type(self))
+        other.__setstate__(self.__getstate__())  # which copies the weights; all else is never changed in place
+        return other
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
