@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import zlib
 from collections.abc import Iterator
 from types import ModuleType
 
@@ -64,7 +66,11 @@ def emulator(emulated_module: ModuleType) -> Iterator[emulated_cuda.Emulator]:
 def gpu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Gpu:
     """What the test has its arrays on; a real GPU needs a fastlstm that was built with CUDA, and CuPy or torch."""
     if request.param.startswith("emulated"):
-        monkeypatch.setitem(sys.modules, "fastlstm._cuda", request.getfixturevalue("emulated_module"))
+        module = request.getfixturevalue("emulated_module")
+        monkeypatch.setitem(sys.modules, "fastlstm._cuda", module)
+        # Each test has an order of threads of its own, the same in every run; another seed, other orders.
+        seed = os.environ.get("FASTLSTM_EMULATION_SEED", "0")
+        emulated_cuda.Emulator(module).set_seed(zlib.crc32(f"{request.node.nodeid} {seed}".encode()))
     elif reason := why_not(request.param) or fastlstm.cuda.reason():
         pytest.skip(reason)
     return Gpu(request.param)

@@ -71,16 +71,22 @@ def succeed(command: Sequence[str | Path]) -> None:
 
 
 def build(folder: Path) -> ModuleType:
-    """Compile and import the emulated module, whose kernels are checked for races."""
+    """Compile and import the emulated module, whose kernels are checked for races.
+
+    FASTLSTM_EMULATION_SANITIZER=address in the environment: for accesses beyond memory, instead.
+    """
     import pybind11
+
+    sanitize = f"-fsanitize={os.environ.get('FASTLSTM_EMULATION_SANITIZER', 'thread')}"
+    everywhere = [] if sanitize.endswith("thread") else [sanitize]  # the hooks of a race check are the emulator's own
 
     general: list[str | Path] = ["-O1", "-fPIC", "-fvisibility=hidden", '-DFASTLSTM_CUDA_ARCHITECTURES="emulated"']
     general += ["-isystem", pybind11.get_include(), "-isystem", sysconfig.get_path("include")]
     # The others come first: of an inline function that both have, the linker keeps the first, and the emulator must not
     # run an instrumented one, in whose midst another thread may be chosen.
-    sources = dict.fromkeys(OTHERS, general) | {source: [*general, "-fsanitize=thread"] for source in KERNELS}
+    sources = dict.fromkeys(OTHERS, general + everywhere) | {source: [*general, sanitize] for source in KERNELS}
     module = folder / f"_cuda{sysconfig.get_config_var('EXT_SUFFIX')}"
-    succeed([compiler() or "", "-shared", *compile_all(sources, folder), "-ldl", "-o", module])
+    succeed([compiler() or "", "-shared", *everywhere, *compile_all(sources, folder), "-ldl", "-o", module])
     return load(module)
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from emulated_arrays import emulated
+from fastlstm.device_arrays import LIBRARIES
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 
@@ -32,8 +33,12 @@ def test_every_block_of_a_page_runs(page: Path) -> None:
     run_blocks(page)
 
 
-def test_every_block_of_the_page_on_gpus_runs(emulated_module: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_block_of_the_page_on_gpus_runs(
+    emulated_module: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
     # CuPy's place is taken by the emulated arrays.
+    monkeypatch.setattr("fastlstm.device_owned_weights.LIBRARIES", {"cupy": LIBRARIES["emulated_arrays"]})
     cupy = SimpleNamespace(asarray=emulated, ones=lambda shape, dtype: emulated(np.ones(shape, dtype)))
     monkeypatch.setitem(sys.modules, "cupy", cupy)
     monkeypatch.setitem(sys.modules, "fastlstm._cuda", emulated_module)
