@@ -1,6 +1,6 @@
 """Times each algorithm on a GPU, beside cuDNN, after a comparison with the reference: python bench/gpu.py steps
 
-Writes <grid>.json, which gpu_report.py turns into tables and plots. gpu_first_minutes.sh calls both.
+Writes <name>-<grid>.json, which gpu_report.py turns into tables and plots. gpu_first_minutes.sh calls both.
 """
 
 from __future__ import annotations
@@ -12,125 +12,27 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 import gpu_arrays
 from cases import Case, Problem, problem
 from check import FULL_TOLERANCE, TOLERANCE, Results, Wrong, solved, worst
-from fastlstm import functional
-from fastlstm.cells import PLAIN
-from fastlstm.cuda import DeviceWeights
 from gpu_arrays import Gpu
+from gpu_systems import CHECKED, OURS, PRECISIONS, SYSTEMS, Precision, Task, ends, taken
 from machine import facts, save
-from rivals import Missing, Runner, named
+from rivals import Missing, Runner
 
 HERE = Path(__file__).resolve().parent
 MODES = ("inference", "training")
-CHECKED = 8  # steps that are compared with the reference; of all steps, the last of y and the first of dx
 INPUT = 128  # I of every shape: cuDNN's fastest kernels want a multiple of it
 MOST_FLOPS = 2.0**38  # of the product with h in a call: fewer steps where they are large
 BLOCK = 0.01  # seconds of a block
 SLOW = 20.0  # times the fastest: such a system is timed once
-
-
-@dataclass(frozen=True)
-class Precision:
-    """What numbers are stored as, and what products may round them to."""
-
-    name: str
-    dtype: str
-    tf32: bool = False
-
-    def tolerance(self, of: dict[str, float]) -> float:
-        return of["tf32" if self.tf32 else self.dtype]
-
-
-PRECISIONS = {
-    precision.name: precision
-    for precision in (
-        Precision("fp16", "float16"),
-        Precision("bf16", "bfloat16"),
-        Precision("fp32", "float32"),
-        Precision("tf32", "float32", tf32=True),
-    )
-}
-
-
-class Task(NamedTuple):
-    """What every system of a row gets."""
-
-    gpu: Gpu
-    problem: Problem  # in any dtype: `put` rounds to the precision's
-    mode: str
-    precision: Precision
-
-
-# Systems: a function of the task that returns a Runner, or raises Missing or, from the library, ValueError
-
-
-def ours(task: Task, algo: str | None = None) -> Runner:
-    """As rivals/ours.py: weights are prepared before inference, and within each call of training, where they change."""
-    given = {"algo": algo, "tf32": task.precision.tf32}
-    x, weights, state, dy = arrays(task)
-    if task.mode == "inference":
-        packed = DeviceWeights.of(weights, PLAIN)
-        run = functools.partial(functional.lstm_forward, x, packed, state, training=False, **given)
-        return Runner(run, functools.partial(read, task.gpu))
-
-    def train() -> Any:
-        results = functional.lstm_forward(x, weights, state, **given)
-        return *results, functional.lstm_backward(results[-1], dy)
-
-    return Runner(train, functools.partial(read, task.gpu, names=tuple(weights)))
-
-
-def arrays(task: Task) -> tuple[Any, dict[str, Any], tuple[Any, Any], Any]:
-    put, p = functools.partial(task.gpu.put, dtype=task.precision.dtype), task.problem
-    return put(p.x), {name: put(w) for name, w in p.weights.items()}, (put(p.h0), put(p.c0)), put(p.dy)
-
-
-def read(gpu: Gpu, result: Any, names: tuple[str, ...] = ()) -> Results:
-    y, states, *_, last = result
-    found = named(y, *states)
-    if names:
-        found |= named(None, None, None, last.x, *last.state, {name: last.weights[name] for name in names})
-    return {name: gpu.get(array) for name, array in ends(found).items()}
-
-
-def ends(found: dict[str, Any]) -> dict[str, Any]:
-    """Of sequences, the end at which all steps have left their trace."""
-    parts = {"y": slice(-CHECKED, None), "dx": slice(CHECKED)}
-    return {name: array[parts.get(name, slice(None))] for name, array in found.items()}
-
-
-def graph_of_steps(task: Task) -> Runner:
-    runner = ours(task, "step")
-    return Runner(task.gpu.graph(runner.run), runner.read)
-
-
-def cudnn(task: Task) -> Runner:
-    try:
-        from rivals import torch as rival
-    except ImportError as reason:
-        raise Missing("torch is not installed") from reason
-    device = getattr(task.gpu, "device", None)
-    if device is None:
-        raise Missing(f"the arrays are those of {task.gpu.name}: cuDNN's LSTM is torch's")
-    given = replace(task.problem, case=replace(task.problem.case, dtype=task.precision.dtype))
-    return rival.set_up(given, task.mode, os.cpu_count() or 1, device=device)
-
-
-OURS = {"auto": None, "step": "step", "resident": "resident", "persistent": "persistent"}
-SYSTEMS: dict[str, Callable[[Task], Runner]] = {
-    **{name: functools.partial(ours, algo=algo) for name, algo in OURS.items()},
-    "step graph": graph_of_steps,
-    "cudnn": cudnn,
-}
 
 
 # Grids: what is most worth knowing first, for time may run out
@@ -158,11 +60,19 @@ def shape(N: int, H: int, steps: int) -> Case:
 
 GRIDS = {
     "steps": Grid(
-        (16, 64, 1, 256, 128), (768, 256, 1024, 64, 512, 128), ("fp16", "bf16", "fp32", "tf32"), tuple(SYSTEMS), 1024
+        (16, 64, 1, 256, 128),
+        (768, 256, 1024, 64, 512, 128),
+        tuple(PRECISIONS),
+        (*OURS, "step graph", "cudnn"),
+        1024,
     ),
     # Around the sizes where the automatic choice changes.
     "choices": Grid(
         (32, 1, 8, 132, 512), (64, 128, 256, 48, 96, 192, 384, 640, 896), ("fp16", "fp32"), tuple(OURS), 256
+    ),
+    # So short that launches cost more than what they do.
+    "graphs": Grid(
+        (1, 16, 64), (256, 64, 768), ("fp16", "fp32"), ("auto", "auto graph", "step", "step graph", "cudnn"), 16
     ),
 }
 
@@ -220,13 +130,6 @@ whole = functools.lru_cache(maxsize=1)(functools.partial(problem, dtype="float32
 
 def results(runner: Runner) -> Results:
     return {name: array.astype(np.float64) for name, array in ends(runner.read(runner.run())).items()}
-
-
-def taken(task: Task) -> str:
-    """The algorithm of the automatic choice, forward."""
-    x, weights, state, _ = arrays(task)
-    *_, tape = functional.lstm_forward(x, weights, state, tf32=task.precision.tf32)
-    return tape.directions[0].layer.algorithm
 
 
 def time_in_turns(gpu: Gpu, runners: dict[str, Runner], rounds: int) -> dict[str, dict[str, Any]]:
@@ -310,13 +213,14 @@ def said(row: dict[str, Any]) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     options = parse(argv)
-    gpu, absent = gpu_arrays.find()
+    gpu, why_not = gpu_arrays.find()
     if gpu is None:
-        print("no GPU can be used:", "; ".join(absent))
+        print("no GPU can be used:", "; ".join(why_not))
         return gpu_arrays.NO_GPU
-    path = options.folder / f"{options.grid}.json"
+    path = options.folder / f"{options.name}-{options.grid}.json"
     report: dict[str, Any] = {
-        "name": options.grid,
+        "name": options.name,
+        "grid": options.grid,
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         **facts(),
         "gpu": gpu.facts() | {"nvidia_smi": gpu_arrays.nvidia_smi()},
@@ -330,7 +234,8 @@ def main(argv: list[str] | None = None) -> int:
     for kind in ("wrong", "crashed"):
         for row in (row for row in report["rows"] if kind in row):
             print(f"{kind.upper()}: {row['system']}, {row['case']}, {row['precision']}, {row['mode']}: {row[kind]}")
-    for reason in dict.fromkeys(f"{row['system']}: {row['missing']}" for row in report["rows"] if "missing" in row):
+    absent = [f"{row['system']}: {row['missing'].partition(': ')[0]}" for row in report["rows"] if "missing" in row]
+    for reason in dict.fromkeys(absent):
         print(f"missing: {reason}")
     if report["not_reached"]:
         print(f"the time was over before {report['not_reached']} shapes, precisions and modes")
@@ -341,7 +246,7 @@ def main(argv: list[str] | None = None) -> int:
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
-    add("grid", choices=list(GRIDS), help="steps: beside cuDNN; choices: the algorithms beside the automatic choice")
+    add("grid", choices=list(GRIDS), help="steps: beside cuDNN; choices: of an algorithm; graphs: of launches")
     add("--systems", nargs="+", choices=list(SYSTEMS), help="default the grid's")
     add("--precisions", nargs="+", choices=list(PRECISIONS), help="default the grid's")
     add("--modes", nargs="+", choices=MODES, default=list(MODES))
@@ -349,6 +254,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--steps", type=int, help="T at most; default the grid's")
     add("--rounds", type=int, default=5, help="blocks of each system (default 5)")
     add("--seconds", type=float, default=600.0, help="after which no shape is begun (default 600)")
+    add("--name", default="gpu", help="of the file, before the grid's (default gpu)")
     add("--folder", type=Path, default=HERE / "results")
     add("--resume", action="store_true", help="keep the rows that are in the file")
     add("--until", type=float, help="seconds since 1970, instead of --seconds")

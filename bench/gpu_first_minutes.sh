@@ -1,33 +1,41 @@
 #!/usr/bin/env bash
-# For the first minutes that a GPU is there: what is here, tests, sanitizer, cuDNN, times, the most valuable first.
+# For the first minutes that a GPU is there: what is here, tests, cuDNN, times, sanitizers, the most valuable first.
 #
-#     bench/gpu_first_minutes.sh [-w WHEEL] [-o FOLDER] [-s SECONDS] [PART...]
+#     bench/gpu_first_minutes.sh [-w WHEEL]... [-o FOLDER] [-s SECONDS] [PART...]
 #
-# WHEEL: a built fastlstm, else the installed one. FOLDER: for the log and the results, else $OUT, else
-# bench/results/gpu-<gpu>-<date>. SECONDS: for all parts together (600), of which each has its share. PART: some of
-# here quick tests sanitizer cudnn steps choices report. Environment: PYTHON, the interpreter; COMMIT, where there is no
-# checkout to ask. Nothing is fetched. What is absent is named and skipped, a part that fails does not end the run, and
-# the exit status is 1 if one did.
+# WHEEL: a built fastlstm, and what else is to be installed for this run alone; else what is installed. FOLDER: for the
+# log and the results, which are named after the GPU, else $OUT, else bench/results. SECONDS: for all parts together
+# (480); what a part leaves goes to the later ones. PART: some of here quick tests cudnn steps sanitizer choices graphs
+# report. Environment: PYTHON, the interpreter; COMMIT, where there is no checkout to ask. Nothing is fetched. What is
+# absent is named and skipped, and a part that fails does not end the run. The exit status is 1 if one failed, 77 if no
+# GPU can be used, 2 if it was called wrongly.
 set -u
 
 python=${PYTHON:-python3}
-wheel="" folder=${OUT:-} total=600
+wheels=() folder=${OUT:-} total=480
 while getopts w:o:s: option; do
     case $option in
-    w) wheel=$(realpath "$OPTARG") ;;
+    w) wheels+=("$(realpath "$OPTARG")") ;;
     o) folder=$OPTARG ;;
     s) total=$OPTARG ;;
     *) exit 2 ;;
     esac
 done
 shift $((OPTIND - 1))
+
+# Every part, in order, and how much of the time that is left it gets, beside those that come after it.
+declare -A weights=([here]=4 [quick]=10 [tests]=22 [cudnn]=6 [steps]=28 [sanitizer]=18 [choices]=10 [graphs]=4 [report]=4)
 parts=("$@")
-((${#parts[@]})) || parts=(here quick tests sanitizer cudnn steps choices report)
+((${#parts[@]})) || parts=(here quick tests cudnn steps sanitizer choices graphs report)
+for part in "${parts[@]}"; do
+    [ -n "${weights[$part]:-}" ] || { echo "no part is named $part: expected some of ${!weights[*]}" && exit 2; }
+done
 skipped=77 # the status of a part that cannot be here
 
 gpu=$(nvidia-smi --query-gpu=name --format=csv,noheader 2>/dev/null | head -n 1 | tr 'A-Z ' 'a-z-')
+name=gpu-${gpu:-none}
 root=$(realpath "$(dirname "$0")/..")
-folder=$(realpath -m "${folder:-$root/bench/results/gpu-${gpu:-none}-$(date +%Y-%m-%d)}")
+folder=$(realpath -m "${folder:-$root/bench/results}")
 site=$(mktemp -d)
 trap 'rm -rf "$site"' EXIT
 mkdir -p "$folder"
@@ -35,41 +43,43 @@ cd "$root" || exit 2
 export PYTHONPATH=$site${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
 export PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 # what else is installed there has no say in our tests
 
-# PERCENT COMMAND...: with that share of the time. An interrupted pytest still says what failed.
-limited() { timeout --signal=INT --kill-after=15 "$(share "$1")" "${@:2}"; }
-share() { echo $((($1 * total + 99) / 100)); }
+# COMMAND...: for the seconds that the part has. An interrupted pytest still says what failed.
+limited() { timeout --signal=INT --kill-after=5 "$limit" "$@"; }
 
 # Warnings of a library that is newer than ours are no failures.
 gpu_tests=("$python" -m pytest -m gpu -q -W default -p no:cacheprovider --tb=short --maxfail=20)
 has_pytest() { "$python" -c "import pytest" 2>/dev/null || { echo "absent: pytest" && return $skipped; }; }
+# Ends by itself: between two shapes, a little before its time.
+times() { limited "$python" bench/gpu.py "$1" --name "$name" --folder "$folder" --seconds $((limit * 9 / 10)); }
 
-part_here() { limited 5 "$python" bench/gpu_arrays.py; }
-part_quick() { has_pytest && limited 10 "${gpu_tests[@]}" tests/test_cuda.py -k "small or primes"; }
-part_tests() { has_pytest && limited 22 "${gpu_tests[@]}" tests/test_cuda*.py; }
-part_cudnn() { has_pytest && limited 8 "${gpu_tests[@]}" tests/test_cuda_against_torch.py; }
-part_steps() { limited 30 "$python" bench/gpu.py steps --folder "$folder" --seconds "$(share 25)"; }
-part_choices() { limited 10 "$python" bench/gpu.py choices --folder "$folder" --seconds "$(share 7)"; }
+part_here() { limited "$python" bench/gpu_arrays.py; }
+part_quick() { has_pytest && limited "${gpu_tests[@]}" tests/test_cuda.py -k "small or primes"; }
+part_tests() { has_pytest && limited "${gpu_tests[@]}" tests/test_cuda.py tests/test_gpu.py -k "not small and not cudnn"; }
+part_cudnn() { has_pytest && limited "${gpu_tests[@]}" tests/test_gpu.py -k cudnn; }
+part_steps() { times steps; }
+part_choices() { times choices; }
+part_graphs() { times graphs; }
 
 # Only our kernels, in few tests: they run a hundred times slower. Without its cache, torch's memory has bounds.
 part_sanitizer() {
-    local tool status=0
+    local tool status=0 left=3
     has_pytest || return
     command -v compute-sanitizer || { echo "absent: compute-sanitizer" && return $skipped; }
+    local end=$((SECONDS + limit))
     for tool in memcheck racecheck synccheck; do
-        PYTORCH_NO_CUDA_MEMORY_CACHING=1 limited 5 compute-sanitizer --tool "$tool" --kernel-name kns=fastlstm \
+        limit=$(((end - SECONDS) / left--))
+        PYTORCH_NO_CUDA_MEMORY_CACHING=1 limited compute-sanitizer --tool "$tool" --kernel-name kns=fastlstm \
             --error-exitcode 9 --print-limit 20 "${gpu_tests[@]}" \
-            tests/test_cuda*.py -k "small and (algorithms or against)" || status=$?
-        echo "$tool: status $status"
+            tests/test_cuda.py -k "small and (algorithms or tensor_cores)" || status=$?
+        echo "$tool: $(verdict $status)"
     done
     return $status
 }
 
 part_report() {
-    local found
-    found=$(ls "$folder"/steps.json "$folder"/choices.json 2>/dev/null)
-    [ -n "$found" ] || { echo "absent: nothing was timed" && return $skipped; }
-    # shellcheck disable=SC2086 # a name for each word
-    limited 5 "$python" bench/gpu_report.py $found
+    local found=("$folder/$name"-*.json)
+    [ -e "${found[0]}" ] || { echo "absent: nothing was timed" && return $skipped; }
+    limited "$python" bench/gpu_report.py "${found[@]}"
 }
 
 verdict() {
@@ -82,30 +92,35 @@ verdict() {
 }
 
 run_parts() {
-    local name status usable=0 failed=0 start ends=()
-    [ -z "$wheel" ] || "$python" -m pip install --quiet --no-deps --no-index --target "$site" "$wheel" || failed=1
-    for name in "${parts[@]}"; do
-        start=$SECONDS
-        printf '\n== %s (after %d s)\n' "$name" "$SECONDS"
-        if [ "$name" != here ] && [ "$name" != report ] && ((usable)); then
+    local at part status none=0 failed=0 start later sum ends=()
+    if ((${#wheels[@]})); then
+        "$python" -m pip install --quiet --no-deps --no-index --target "$site" "${wheels[@]}" || failed=1
+    fi
+    for at in "${!parts[@]}"; do
+        part=${parts[at]} start=$SECONDS sum=0
+        for later in "${parts[@]:at}"; do sum=$((sum + weights[$later])); done
+        limit=$(((total - SECONDS) * weights[$part] / sum))
+        ((limit > 0)) || limit=1
+        printf '\n== %s (after %d s, for at most %d s)\n' "$part" "$SECONDS" "$limit"
+        if ((none)) && [ "$part" != here ] && [ "$part" != report ]; then
             echo "absent: a GPU that can be used"
             status=$skipped
         else
-            "part_$name"
+            "part_$part"
             status=$?
         fi
-        if [ "$name" = here ]; then
-            usable=$status
-            ((status != 3)) || status=$skipped # no GPU, which is no failure
-        fi
-        ends+=("$name: $(verdict $status), $((SECONDS - start)) s")
+        # Without a GPU (3) nothing has failed; one that cannot be used (1) is a failure.
+        [ "$part" != here ] || none=$status
+        ((status != 3 || none != 3)) || status=$skipped
+        ends+=("$part: $(verdict "$status"), $((SECONDS - start)) s")
         echo "${ends[-1]}"
         ((status == 0 || status == skipped)) || failed=1
     done
     printf '\n== after %d s, in %s\n' "$SECONDS" "$folder"
     printf '%s\n' "${ends[@]}"
+    if ((none == 3)); then echo "no GPU can be used: nothing was tested or timed" && return $skipped; fi
     return $failed
 }
 
-run_parts 2>&1 | tee "$folder/log.txt"
+run_parts 2>&1 | tee "$folder/$name-log.txt"
 exit "${PIPESTATUS[0]}"

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from plots import FAINT, INK, OWN, STYLE, plain
 
 if TYPE_CHECKING:
-    from gpu_report import Run
+    from gpu_results import Run
 
 # How each system is drawn, in this order: the later above the earlier.
 LOOKS: dict[str, dict[str, Any]] = {

@@ -1,97 +1,25 @@
-"""What gpu.py found, as tables and plots: python bench/gpu_report.py bench/results/<folder>/steps.json
+"""What gpu.py found, as tables and plots: python bench/gpu_report.py bench/results/gpu-h100-*.json
 
-Figures are µs of a step: the median of a call over its steps. Measures nothing.
+Writes <name>.md beside them, for all grids of a name. Figures are µs of a step: the median of a call over its steps.
+Measures nothing.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
-from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
 
+from gpu_results import ANCHOR, ANCHORS, AUTO, Entry, Run
 from report import absent, number, table
 from results import geometric_mean
 
-AUTO, CUDNN = "auto", "cudnn"
-ALGORITHMS = ("step", "resident", "persistent")
-
-# A model on paper, in µs a step, of an H100's forward pass in 16 bits: all blocks wait for one another, h is brought to
-# each, and the product takes its time. By H, then N. Nobody can be below it, unless the model is wrong.
-FLOORS = {
-    256: {16: 0.62, 64: 0.67, 256: 0.80},
-    512: {16: 0.70, 64: 0.81, 256: 1.5},
-    768: {16: 0.81, 64: 1.3, 256: 3.5},
-    1024: {16: 0.99, 64: 1.6, 256: 4.5},
-}
-# The same whatever the shape: where all blocks meet once a step, by compute capability; where one block meets nobody;
-# and for a launch a step.
-MEETING = {"8.0": 0.71, "9.0": 0.57}
-LEVELS = {"one block": 0.25, "graph launch": 2.0, "host launch": 5.0}
-
-
-class Entry(NamedTuple):
-    case: str
-    mode: str
-    precision: str
-
-
-class Run:
-    """One report of gpu.py."""
-
-    def __init__(self, data: dict[str, Any]) -> None:
-        self.data, self.cases = data, data["cases"]
-
-    @cached_property
-    def rows(self) -> dict[Entry, dict[str, dict[str, Any]]]:
-        """By entry and system, in the order in which they were measured."""
-        found: dict[Entry, dict[str, dict[str, Any]]] = {}
-        for row in self.data["rows"]:
-            found.setdefault(Entry(row["case"], row["mode"], row["precision"]), {})[row["system"]] = row
-        return found
-
-    def entries(self, mode: str = "", precision: str = "") -> list[Entry]:
-        """By N, then H; only those that something was timed in."""
-        chosen = [e for e, row in self.rows.items() if mode in ("", e.mode) and precision in ("", e.precision)]
-        timed = [e for e in chosen if any("median" in row for row in self.rows[e].values())]
-        return sorted(timed, key=lambda e: (self.cases[e.case]["B"], self.cases[e.case]["H"]))
-
-    def names(self, of: str) -> list[str]:
-        """The modes or precisions, or systems, that something was timed in."""
-        return list(dict.fromkeys(row[of] for row in self.data["rows"] if "median" in row))
-
-    def step(self, entry: Entry, system: str) -> float | None:
-        """µs of a step."""
-        median = self.rows.get(entry, {}).get(system, {}).get("median")
-        return None if median is None else 1e6 * median / self.cases[entry.case]["T"]
-
-    def fastest(self, entry: Entry) -> tuple[str, float] | None:
-        """Of our algorithms, when each is asked for by name."""
-        known = {name: value for name in ALGORITHMS if (value := self.step(entry, name)) is not None}
-        return min(known.items(), key=lambda pair: pair[1]) if known else None
-
-    def lost(self, entry: Entry) -> float | None:
-        """The automatic choice's time over that of the fastest algorithm."""
-        own, best = self.step(entry, AUTO), self.fastest(entry)
-        return own / best[1] if own and best else None
-
-    def gain(self, entry: Entry) -> float | None:
-        """cuDNN's time over ours."""
-        own, other = self.step(entry, AUTO), self.step(entry, CUDNN)
-        return other / own if own and other else None
-
-    def levels(self, mode: str) -> dict[str, float]:
-        """The floors of ways to run, in µs a step; training takes each step twice."""
-        known = MEETING.get(self.data["gpu"]["compute_capability"])
-        once = LEVELS | ({"blocks meet": known} if known else {})
-        return {name: level * (2 if mode == "training" else 1) for name, level in once.items()}
-
-    def floor(self, entry: Entry) -> float | None:
-        case = self.cases[entry.case]
-        has_model = entry.mode == "inference" and entry.precision in ("fp16", "bf16")
-        return FLOORS.get(case["H"], {}).get(case["B"]) if has_model else None
+TITLES = {"steps": "Beside cuDNN", "choices": "The choice of an algorithm", "graphs": "Graphs of launches"}
+NOTE = (
+    "µs of a step: the median time of a call on the GPU, over T. A call is all that a user waits for: the product of "
+    "x, in training all gradients and the packing of weights. `auto` is the automatic choice, `took` its algorithm in "
+    "the forward pass; the floor is a model on paper, of an H100's forward pass in 16 bits."
+)
 
 
 def sizes(run: Run, entry: Entry) -> list[str]:
@@ -115,15 +43,56 @@ def microseconds(run: Run, entry: Entry, system: str) -> str:
     return number(value) if value is not None else absent(run.rows[entry].get(system, {}))
 
 
-def choices_table(run: Run, entries: list[Entry]) -> str:
-    """For each entry the fastest algorithm and the automatic choice; where it lost most comes first."""
-    lost = {entry: value for entry in entries if (value := run.lost(entry))}
+def fastest_table(run: Run, mode: str, precision: str) -> str:
+    """Which algorithm by N and H, how far before the next, and the automatic choice where it is another."""
+    entries = {(run.cases[e.case]["B"], run.cases[e.case]["H"]): e for e in run.entries(mode, precision)}
+    every = sorted({H for _, H in entries})
     lines = []
-    for entry, value in sorted(lost.items(), key=lambda pair: -pair[1]):
-        fastest, took = run.fastest(entry), run.rows[entry][AUTO].get("took", "")
-        lines.append([*sizes(run, entry), entry.precision, entry.mode, fastest[0] if fastest else "", took])
-        lines[-1] += [number(value)]
-    return table(["N", "H", "T", "precision", "mode", "fastest", "auto took", "auto / fastest"], lines)
+    for N in sorted({N for N, _ in entries}):
+        lines.append([str(N), *(fastest(run, entries.get((N, H))) for H in every)])
+    return table(["N, H", *map(str, every)], lines)
+
+
+def fastest(run: Run, entry: Entry | None) -> str:
+    order = [] if entry is None else run.ranking(entry)
+    if entry is None or len(order) < 2:
+        return ""
+    took = run.rows[entry].get(AUTO, {}).get("took", order[0])
+    other = f", not {took}" if took != order[0] else ""
+    return f"{order[0]} {number(run.ratio(entry, order[1], order[0]))}×{other}"
+
+
+def graphs_table(run: Run, entries: list[Entry]) -> str:
+    """µs of a call as plain launches, and until it is back in Python, beside the replay of their graph."""
+    head = ["N", "H", "T", "precision", "mode", "system", "call", "until back", "graph", "call / graph"]
+    lines = []
+    for entry in entries:
+        for system in (AUTO, "step"):
+            figures = [run.call(entry, *of) for of in ((system,), (system, "host"), (f"{system} graph",))]
+            cells = [number(None if seconds is None else 1e6 * seconds) for seconds in figures]
+            lines.append([*sizes(run, entry), entry.precision, entry.mode, system, *cells])
+            lines[-1] += [number(run.ratio(entry, system, f"{system} graph"))]
+    return table(head, lines)
+
+
+def anchors_table(run: Run) -> str:
+    """ms of a call at the shape that others published; nothing where it was not timed."""
+    if run.cases.get(ANCHOR, {}).get("T") != 1024:
+        return ""
+    own = {
+        (f"{system} here", precision): {
+            mode: run.call(Entry(ANCHOR, mode, precision), system) for mode in run.names("mode")
+        }
+        for precision in run.names("precision")
+        for system in run.names("system")
+    }
+    milliseconds = {key: {m: 1e3 * s for m, s in row.items() if s is not None} for key, row in own.items()}
+    lines = [
+        [name, precision, number(row.get("inference")), number(row.get("training"))]
+        for (name, precision), row in {**milliseconds, **ANCHORS}.items()
+        if row
+    ]
+    return table(["system", "precision", "ms, inference", "ms, training"], lines)
 
 
 def errors_table(run: Run) -> str:
@@ -144,44 +113,14 @@ def remarks(run: Run) -> list[str]:
     for row in run.data["rows"]:
         for kind in ("missing", "wrong", "crashed"):
             if kind in row:
-                loud = kind if kind == "missing" else f"{kind.upper()} ({row['case']}, {row['mode']})"
-                text = f"{row['system']}, {row['precision']}: {loud}: {row[kind]}"
+                loud = "missing" if kind == "missing" else f"{kind.upper()} ({row['case']}, {row['mode']})"
+                why = row[kind].partition(": ")[0] if kind == "missing" else row[kind]  # the rest tells of one shape
+                text = f"{row['system']}, {row['precision']}: {loud}: {why}"
                 reasons[text] = reasons.get(text, 0) + 1
     lines = [f"{text} ({count} times)" if count > 1 else text for text, count in reasons.items()]
     if left := run.data["not_reached"]:
         lines.append(f"The time was over before {left} of the shapes, precisions and modes.")
     return lines
-
-
-def markdown(run: Run, plots: list[str]) -> str:
-    data, gpu = run.data, run.data["gpu"]
-    commit = (data["commit"] or "unknown")[:10] + (" and uncommitted changes" if data["changed"] else "")
-    facts = [
-        f"{data['started']}, fastlstm {data['versions']['fastlstm']}, commit {commit}",
-        f"{gpu['name']}, compute capability {gpu['compute_capability']}, {gpu['processors']} multiprocessors",
-        *(f"nvidia-smi: {line}" for line in gpu["nvidia_smi"]),
-        f"{gpu['library']}, cuDNN {gpu.get('cudnn', 'none')}, kernels for {data['build']['cuda_architectures']}",
-        f"{data['machine']['cpu']}, {data['machine']['cores']} cores, {data['machine']['system']}",
-    ]
-    parts = [f"# {data['name']}, {gpu['name']}", "\n".join(f"- {fact}" for fact in facts)]
-    parts.append(
-        "µs of a step: the median time of a call on the GPU, over T. A call is all that a user waits for: the product "
-        "of x, in training all gradients and the packing of weights. `auto` is the automatic choice, `took` its "
-        "algorithm in the forward pass; the floor is a model on paper, of an H100's forward pass in 16 bits."
-    )
-    parts += [f"![{Path(plot).stem}]({plot})" for plot in plots]
-    if any(run.gain(entry) for entry in run.rows):
-        parts += [gains(run)]
-    for mode in run.names("mode"):
-        for precision in run.names("precision"):
-            if entries := run.entries(mode, precision):
-                parts += [f"## {mode.capitalize()}, {precision}", steps_table(run, entries)]
-    losses = [value for entry in run.rows if (value := run.lost(entry))]
-    if losses:
-        mean = f"Geometric mean of what is lost {number(geometric_mean(losses))}, at most {number(max(losses))}."
-        parts += ["## The automatic choice", mean, choices_table(run, run.entries())]
-    parts += ["## Errors", errors_table(run), "## Remarks", "\n".join(f"- {line}" for line in remarks(run))]
-    return "\n\n".join(part for part in parts if part) + "\n"
 
 
 def gains(run: Run) -> str:
@@ -198,24 +137,74 @@ def gains(run: Run) -> str:
     return table(head, lines)
 
 
+def facts(run: Run) -> str:
+    data, gpu = run.data, run.data["gpu"]
+    commit = (data["commit"] or "unknown")[:10] + (" and uncommitted changes" if data["changed"] else "")
+    lines = [
+        f"{data['started']}, fastlstm {data['versions']['fastlstm']}, commit {commit}",
+        f"{gpu['name']}, compute capability {gpu['compute_capability']}, {gpu['processors']} multiprocessors",
+        *(f"nvidia-smi: {line}" for line in gpu["nvidia_smi"]),
+        f"{gpu['library']}, cuDNN {gpu.get('cudnn', 'none')}, kernels for {data['build']['cuda_architectures']}",
+        f"{data['machine']['cpu']}, {data['machine']['cores']} cores, {data['machine']['system']}",
+    ]
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def section(run: Run, plots: list[str]) -> list[str]:
+    """All of one grid."""
+    parts = [f"## {TITLES[run.grid]}", *(f"![{Path(plot).stem}]({plot})" for plot in plots)]
+    if any(run.gain(entry) for entry in run.rows):
+        parts += [gains(run)]
+    if published := anchors_table(run):
+        parts += [f"### As published: {ANCHOR}, T=1024", published]
+    if run.grid == "graphs":
+        parts += ["µs of a call: on the GPU, until it is back in Python, and as the replay of its graph."]
+        parts += [graphs_table(run, run.entries())]
+    losses = [value for entry in run.rows if (value := run.lost(entry))]
+    if losses:
+        mean, most = number(geometric_mean(losses)), number(max(losses))
+        parts += [f"The automatic choice over the fastest algorithm: {mean} in the geometric mean, at most {most}."]
+    for mode in run.names("mode"):
+        for precision in run.names("precision"):
+            if entries := run.entries(mode, precision):
+                parts += [f"### {mode.capitalize()}, {precision}", fastest_table(run, mode, precision)]
+                parts += [steps_table(run, entries)]
+    return [*parts, "### Errors", errors_table(run), "\n".join(f"- {line}" for line in remarks(run))]
+
+
+def markdown(runs: list[Run], plots: list[list[str]]) -> str:
+    """One report of all grids, which were measured on one machine."""
+    first = runs[0]
+    parts = [f"# {first.data['name']}, {first.data['gpu']['name']}", facts(first), NOTE]
+    for run, own in zip(runs, plots, strict=True):
+        parts += section(run, own)
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def plots_of(run: Run, path: Path) -> list[str]:
+    """Of the grid that has floors to see, where there is matplotlib."""
+    if run.grid != "steps":
+        return []
+    try:
+        from gpu_plots import draw
+    except ImportError as reason:
+        print(f"no plots: {reason}")
+        return []
+    return [plot.name for plot in draw(run, path)]
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("path", type=Path, nargs="+", help="what gpu.py wrote")
+    parser.add_argument("paths", type=Path, nargs="+", help="what gpu.py wrote, under one name")
     parser.add_argument("--no-plot", action="store_true", help="tables alone, which need no matplotlib")
     options = parser.parse_args(argv)
-    for path in options.path:
-        run = Run(json.loads(path.read_text()))
-        plots: list[str] = []
-        if not options.no_plot and CUDNN in run.names("system"):
-            try:
-                from gpu_plots import draw
-            except ImportError as reason:
-                print(f"no plots: {reason}")
-            else:
-                plots = [plot.name for plot in draw(run, path)]
-        text = markdown(run, plots)
-        path.with_suffix(".md").write_text(text)
-        print(text)
+    order = list(TITLES)
+    runs = sorted(((Run.of(path), path) for path in options.paths), key=lambda pair: order.index(pair[0].grid))
+    plots = [[] if options.no_plot else plots_of(run, path) for run, path in runs]
+    text = markdown([run for run, _ in runs], plots)
+    run, path = runs[0]
+    path.with_name(f"{run.data['name']}.md").write_text(text)
+    print(text)
     return 0
 
 
