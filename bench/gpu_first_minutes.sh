@@ -24,7 +24,7 @@ done
 shift $((OPTIND - 1))
 
 # Every part, in order, and how much of the time that is left it gets, beside those that come after it.
-declare -A weights=([here]=4 [quick]=10 [tests]=22 [cudnn]=6 [steps]=28 [sanitizer]=18 [choices]=10 [graphs]=4 [report]=4)
+declare -A weights=([here]=8 [quick]=10 [tests]=22 [cudnn]=6 [steps]=28 [sanitizer]=18 [choices]=10 [graphs]=4 [report]=4)
 parts=("$@")
 ((${#parts[@]})) || parts=(here quick tests cudnn steps sanitizer choices graphs report)
 for part in "${parts[@]}"; do
@@ -32,7 +32,7 @@ for part in "${parts[@]}"; do
 done
 skipped=77 # the status of a part that cannot be here
 
-gpu=$(nvidia-smi --query-gpu=name --format=csv,noheader 2>/dev/null | head -n 1 | tr 'A-Z ' 'a-z-')
+gpu=$(nvidia-smi --query-gpu=name --format=csv,noheader 2>/dev/null | head -n 1 | tr A-Z a-z | tr -cs 'a-z0-9\n' -)
 name=gpu-${gpu:-none}
 root=$(realpath "$(dirname "$0")/..")
 folder=$(realpath -m "${folder:-$root/bench/results}")
@@ -54,7 +54,7 @@ times() { limited "$python" bench/gpu.py "$1" --name "$name" --folder "$folder" 
 
 part_here() { limited "$python" bench/gpu_arrays.py; }
 part_quick() { has_pytest && limited "${gpu_tests[@]}" tests/test_cuda.py -k "small or primes"; }
-part_tests() { has_pytest && limited "${gpu_tests[@]}" tests/test_cuda.py tests/test_gpu.py -k "not small and not cudnn"; }
+part_tests() { has_pytest && limited "${gpu_tests[@]}" tests/test_gpu.py tests/test_cuda.py -k "not small and not cudnn"; }
 part_cudnn() { has_pytest && limited "${gpu_tests[@]}" tests/test_gpu.py -k cudnn; }
 part_steps() { times steps; }
 part_choices() { times choices; }
@@ -62,18 +62,19 @@ part_graphs() { times graphs; }
 
 # Only our kernels, in few tests: they run a hundred times slower. Without its cache, torch's memory has bounds.
 part_sanitizer() {
-    local tool status=0 left=3
+    local tool status failed=0 left=3 end=$((SECONDS + limit))
     has_pytest || return
     command -v compute-sanitizer || { echo "absent: compute-sanitizer" && return $skipped; }
-    local end=$((SECONDS + limit))
     for tool in memcheck racecheck synccheck; do
         limit=$(((end - SECONDS) / left--))
         PYTORCH_NO_CUDA_MEMORY_CACHING=1 limited compute-sanitizer --tool "$tool" --kernel-name kns=fastlstm \
             --error-exitcode 9 --print-limit 20 "${gpu_tests[@]}" \
-            tests/test_cuda.py -k "small and (algorithms or tensor_cores)" || status=$?
+            tests/test_cuda.py -k "small and (algorithms or tensor_cores)"
+        status=$?
         echo "$tool: $(verdict $status)"
+        ((status == 0)) || failed=$status
     done
-    return $status
+    return $failed
 }
 
 part_report() {
@@ -92,9 +93,9 @@ verdict() {
 }
 
 run_parts() {
-    local at part status none=0 failed=0 start later sum ends=()
+    local at part status gpu_status=0 failed=0 start later sum ends=()
     if ((${#wheels[@]})); then
-        "$python" -m pip install --quiet --no-deps --no-index --target "$site" "${wheels[@]}" || failed=1
+        "$python" -m pip install --quiet --no-deps --no-index --target "$site" "${wheels[@]}" || return 1
     fi
     for at in "${!parts[@]}"; do
         part=${parts[at]} start=$SECONDS sum=0
@@ -102,23 +103,24 @@ run_parts() {
         limit=$(((total - SECONDS) * weights[$part] / sum))
         ((limit > 0)) || limit=1
         printf '\n== %s (after %d s, for at most %d s)\n' "$part" "$SECONDS" "$limit"
-        if ((none)) && [ "$part" != here ] && [ "$part" != report ]; then
+        if [[ $gpu_status == [13] && $part != here && $part != report ]]; then
             echo "absent: a GPU that can be used"
             status=$skipped
         else
             "part_$part"
             status=$?
         fi
-        # Without a GPU (3) nothing has failed; one that cannot be used (1) is a failure.
-        [ "$part" != here ] || none=$status
-        ((status != 3 || none != 3)) || status=$skipped
+        if [ "$part" = here ]; then
+            gpu_status=$status # 1: there is one that cannot be used, which is a failure
+            ((status != 3)) || status=$skipped # there is none, which is not
+        fi
         ends+=("$part: $(verdict "$status"), $((SECONDS - start)) s")
         echo "${ends[-1]}"
         ((status == 0 || status == skipped)) || failed=1
     done
     printf '\n== after %d s, in %s\n' "$SECONDS" "$folder"
     printf '%s\n' "${ends[@]}"
-    if ((none == 3)); then echo "no GPU can be used: nothing was tested or timed" && return $skipped; fi
+    if ((gpu_status == 3)); then echo "no GPU can be used: nothing was tested or timed" && return $skipped; fi
     return $failed
 }
 
