@@ -54,8 +54,8 @@ times() { limited "$python" bench/gpu.py "$1" --name "$name" --folder "$folder" 
 
 part_here() { limited "$python" bench/gpu_arrays.py; }
 part_quick() { has_pytest && limited "${gpu_tests[@]}" tests/test_cuda.py -k "small or primes"; }
-part_tests() { has_pytest && limited "${gpu_tests[@]}" tests/test_gpu.py tests/test_cuda.py -k "not small and not cudnn"; }
-part_cudnn() { has_pytest && limited "${gpu_tests[@]}" tests/test_gpu.py -k cudnn; }
+part_tests() { has_pytest && limited "${gpu_tests[@]}" tests/test_gpu.py tests/test_cuda.py -k "not small"; }
+part_cudnn() { has_pytest && limited "${gpu_tests[@]}" tests/test_against_torch.py; }
 part_steps() { times steps; }
 part_choices() { times choices; }
 part_graphs() { times graphs; }
