@@ -176,18 +176,17 @@ def plan(options: argparse.Namespace) -> Iterator[tuple[Case, Precision, str]]:
 
 
 def time_all(report: dict[str, Any], gpu: Gpu, options: argparse.Namespace, path: Path) -> None:
-    """Row by row until the time is over; what is not reached is counted."""
+    """Row by row until the time is over; what is not reached is counted, so that an interrupted run says so too."""
     done = {(row["case"], row["precision"], row["mode"]) for row in report["rows"]}
-    report["not_reached"] = 0
-    for case, precision, mode in plan(options):
-        if (case.name, precision.name, mode) in done:
-            continue
+    entries = [entry for entry in plan(options) if (entry[0].name, entry[1].name, entry[2]) not in done]
+    report["not_reached"] = len(entries)
+    for case, precision, mode in entries:
         if time.time() > options.until:
-            report["not_reached"] += 1
-            continue
+            break
         report["cases"][case.name] = asdict(case)
         rows = measure(gpu, case, mode, precision, options)
         report["rows"] += rows
+        report["not_reached"] -= 1
         save(path, report)
         print(f"{case.name}, T={case.T}, {precision.name}, {mode}:", ", ".join(map(said, rows)), flush=True)
         if any("crashed" in row for row in rows) and not works(gpu):

@@ -48,14 +48,14 @@ limited() { timeout --signal=INT --kill-after=5 "$limit" "$@"; }
 
 # Warnings of a library that is newer than ours are no failures.
 gpu_tests=("$python" -m pytest -m gpu -q -W default -p no:cacheprovider --tb=short --maxfail=20)
-has_pytest() { "$python" -c "import pytest" 2>/dev/null || { echo "absent: pytest" && return $skipped; }; }
+has() { "$python" -c "import $1" 2>/dev/null || { echo "absent: $1" && return $skipped; }; }
 # Ends by itself: between two shapes, a little before its time.
 times() { limited "$python" bench/gpu.py "$1" --name "$name" --folder "$folder" --seconds $((limit * 9 / 10)); }
 
 part_here() { limited "$python" bench/gpu_arrays.py; }
-part_quick() { has_pytest && limited "${gpu_tests[@]}" tests/test_cuda.py -k "small or primes"; }
-part_tests() { has_pytest && limited "${gpu_tests[@]}" tests/test_gpu.py tests/test_cuda.py -k "not small"; }
-part_cudnn() { has_pytest && limited "${gpu_tests[@]}" tests/test_against_torch.py; }
+part_quick() { has pytest && limited "${gpu_tests[@]}" tests/test_cuda.py -k "small or primes"; }
+part_tests() { has pytest && limited "${gpu_tests[@]}" tests/test_gpu.py tests/test_cuda.py -k "not small"; }
+part_cudnn() { has pytest && has torch && limited "${gpu_tests[@]}" tests/test_against_torch.py; }
 part_steps() { times steps; }
 part_choices() { times choices; }
 part_graphs() { times graphs; }
@@ -63,7 +63,7 @@ part_graphs() { times graphs; }
 # Only our kernels, in few tests: they run a hundred times slower. Without its cache, torch's memory has bounds.
 part_sanitizer() {
     local tool status failed=0 left=3 end=$((SECONDS + limit))
-    has_pytest || return
+    has pytest || return
     command -v compute-sanitizer || { echo "absent: compute-sanitizer" && return $skipped; }
     for tool in memcheck racecheck synccheck; do
         limit=$(((end - SECONDS) / left--))

@@ -103,12 +103,15 @@ def test_the_sanitizer_names_the_tool_that_fails(tmp_path: Path) -> None:
         assert line in done.stdout.splitlines()
 
 
-def emulated(module: ModuleType, program: str, *arguments: object, code: str = "") -> subprocess.CompletedProcess:
-    """Run a program of the bench on the emulated GPU, which `code` may change before."""
+def on_emulated_gpu(module: ModuleType, program: str, code: str = "") -> str:
+    """A program of the bench as code for an interpreter, with the emulated GPU, which `code` may change before."""
     lines = f"import sys, runpy; sys.path[:0] = {[str(BENCH), str(TESTS)]!r}; import emulated_bench\n"
     lines += f"emulated_bench.install({module.__file__!r}); sys.argv[0] = {program!r}\n{code}\n"
-    lines += f"runpy.run_path({str(BENCH / program)!r}, run_name='__main__')"
-    command = [sys.executable, "-c", lines, *map(str, arguments)]
+    return f"{lines}runpy.run_path({str(BENCH / program)!r}, run_name='__main__')"
+
+
+def emulated(module: ModuleType, program: str, *arguments: object, code: str = "") -> subprocess.CompletedProcess:
+    command = [sys.executable, "-c", on_emulated_gpu(module, program, code), *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=300)
 
 
@@ -209,6 +212,29 @@ def test_a_crash_is_reported_and_a_new_process_goes_on(emulated_module: ModuleTy
     done = emulated(emulated_module, "gpu.py", *ONE, "--folder", tmp_path, "--resume")
     assert json.loads((tmp_path / "gpu-choices.json").read_text())["rows"] == rows
     assert done.returncode == 1 and done.stdout.count("CRASHED: ") == len(rows)
+
+
+def test_parts_that_time_end_in_one_report(emulated_module: ModuleType, tmp_path: Path) -> None:
+    lines = f"""case "$1" in
+bench/gpu.py) shift; exec {sys.executable} -c "$(cat {tmp_path}/code)" "$@" {" ".join(ONE[1:])};;
+bench/gpu_report.py) exec {sys.executable} "$@";;
+esac"""
+    (tmp_path / "code").write_text(on_emulated_gpu(emulated_module, "gpu.py"))
+    done = first_minutes(tmp_path, "choices", "steps", "report", python=interpreter(tmp_path, lines))
+    assert done.returncode == 0, done.stdout
+    assert verdicts(done) == ["choices: passed", "steps: passed", "report: passed"]
+    text = (tmp_path / "gpu-none.md").read_text()
+    assert "## Beside cuDNN\n" in text and "## The choice of an algorithm\n" in text
+
+
+def test_an_interrupted_run_leaves_what_it_has_measured(emulated_module: ModuleType, tmp_path: Path) -> None:
+    code = "def interrupt(self): raise KeyboardInterrupt\n"
+    code += "emulated_bench.EmulatedGpu.release = interrupt"  # which is called after each shape
+    several = [*ONE[:2], "2,6", "3,7", *ONE[3:]]
+    done = emulated(emulated_module, "gpu.py", *several, "--folder", tmp_path, code=code)
+    assert done.returncode != 0 and "N=2, H=6, T=4, fp32, inference: auto" in done.stdout
+    report = json.loads((tmp_path / "gpu-choices.json").read_text())
+    assert {row["case"] for row in report["rows"]} == {"N=2, H=6"} and report["not_reached"] == 1
 
 
 def test_when_the_time_is_over_it_is_said(emulated_module: ModuleType, tmp_path: Path) -> None:
