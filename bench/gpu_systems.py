@@ -59,7 +59,7 @@ def ours(task: Task, algo: str | None = None) -> Runner:
     given = {"algo": algo, "tf32": task.precision.tf32}
     x, weights, state, dy = arrays(task)
     if task.mode == "inference":
-        packed = functional.DeviceWeights.of(weights, PLAIN)
+        packed = functional.DeviceWeights.of(weights, cell=PLAIN)
         run = functools.partial(functional.lstm_forward, x, packed, state, training=False, **given)
         return Runner(run, functools.partial(read, task.gpu))
 

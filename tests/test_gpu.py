@@ -260,7 +260,7 @@ def test_a_graph_runs_again_with_other_inputs(gpu: Gpu, streams: Any, algo: str)
 @torch_alone
 def test_a_graph_of_inference_runs_again_with_another_x(gpu: Gpu, streams: Any, algo: str) -> None:
     problem, other = on_gpu(gpu), on_gpu(gpu, seed=1)
-    packed = functional.DeviceWeights.of(problem.weights, PLAIN)
+    packed = functional.DeviceWeights.of(problem.weights, cell=PLAIN)
 
     def infer(x: Any) -> dict[str, Any]:
         y, (h_n, c_n), _ = functional.lstm_forward(x, packed, problem.state, training=False, algo=algo)
