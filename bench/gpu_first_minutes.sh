@@ -9,6 +9,7 @@
 # report. Environment: PYTHON, the interpreter; COMMIT, where there is no checkout to ask. Nothing is fetched. What is
 # absent is named and skipped, and a part that fails does not end the run. The exit status is 1 if one failed, 77 if no
 # GPU can be used, 2 if it was called wrongly.
+# shellcheck disable=SC2329 # parts are called by their names
 set -u
 
 python=${PYTHON:-python3}
@@ -32,7 +33,7 @@ for part in "${parts[@]}"; do
 done
 skipped=77 # the status of a part that cannot be here
 
-gpu=$(nvidia-smi --query-gpu=name --format=csv,noheader 2>/dev/null | head -n 1 | tr A-Z a-z | tr -cs 'a-z0-9\n' -)
+gpu=$(nvidia-smi --query-gpu=name --format=csv,noheader 2>/dev/null | head -n 1 | tr '[:upper:]' '[:lower:]' | tr -cs 'a-z0-9\n' -)
 name=gpu-${gpu:-none}
 root=$(realpath "$(dirname "$0")/..")
 folder=$(realpath -m "${folder:-$root/bench/results}")
@@ -43,43 +44,43 @@ cd "$root" || exit 2
 export PYTHONPATH=$site${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
 export PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 # what else is installed there has no say in our tests
 
-# COMMAND...: for the seconds that the part has. An interrupted pytest still says what failed.
-limited() { timeout --signal=INT --kill-after=5 "$limit" "$@"; }
+# COMMAND...: for the seconds that the part has (0 would be for ever). An interrupted pytest still says what failed.
+limited() { timeout --signal=INT --kill-after=5 "$((limit > 0 ? limit : 1))" "$@"; }
 
 # Warnings of a library that is newer than ours are no failures.
 gpu_tests=("$python" -m pytest -m gpu -q -W default -p no:cacheprovider --tb=short --maxfail=20)
-has() { "$python" -c "import $1" 2>/dev/null || { echo "absent: $1" && return $skipped; }; }
+has() { "$python" -c "import $1" 2>/dev/null || { echo "absent: $1" && return "$skipped"; }; }
 # Ends by itself: between two shapes, a little before its time.
-times() { limited "$python" bench/gpu.py "$1" --name "$name" --folder "$folder" --seconds $((limit * 9 / 10)); }
+timed() { limited "$python" bench/gpu.py "$1" --name "$name" --folder "$folder" --seconds $((limit * 9 / 10)); }
 
 part_here() { limited "$python" bench/gpu_arrays.py; }
 part_quick() { has pytest && limited "${gpu_tests[@]}" tests/test_cuda.py -k "small or primes"; }
 part_tests() { has pytest && limited "${gpu_tests[@]}" tests/test_gpu.py tests/test_cuda.py -k "not small"; }
 part_cudnn() { has pytest && has torch && limited "${gpu_tests[@]}" tests/test_against_torch.py; }
-part_steps() { times steps; }
-part_choices() { times choices; }
-part_graphs() { times graphs; }
+part_steps() { timed steps; }
+part_choices() { timed choices; }
+part_graphs() { timed graphs; }
 
 # Only our kernels, in few tests: they run a hundred times slower. Without its cache, torch's memory has bounds.
 part_sanitizer() {
     local tool status failed=0 left=3 end=$((SECONDS + limit))
     has pytest || return
-    command -v compute-sanitizer || { echo "absent: compute-sanitizer" && return $skipped; }
+    command -v compute-sanitizer || { echo "absent: compute-sanitizer" && return "$skipped"; }
     for tool in memcheck racecheck synccheck; do
         limit=$(((end - SECONDS) / left--))
         PYTORCH_NO_CUDA_MEMORY_CACHING=1 limited compute-sanitizer --tool "$tool" --kernel-name kns=fastlstm \
             --error-exitcode 9 --print-limit 20 "${gpu_tests[@]}" \
-            tests/test_cuda.py -k "small and (algorithms or tensor_cores)"
+            tests/test_cuda.py -k "(small or tiles) and (algorithms or tensor_cores)"
         status=$?
-        echo "$tool: $(verdict $status)"
+        echo "$tool: $(verdict "$status")"
         ((status == 0)) || failed=$status
     done
-    return $failed
+    return "$failed"
 }
 
 part_report() {
     local found=("$folder/$name"-*.json)
-    [ -e "${found[0]}" ] || { echo "absent: nothing was timed" && return $skipped; }
+    [ -e "${found[0]}" ] || { echo "absent: nothing was timed" && return "$skipped"; }
     limited "$python" bench/gpu_report.py "${found[@]}"
 }
 
@@ -101,7 +102,6 @@ run_parts() {
         part=${parts[at]} start=$SECONDS sum=0
         for later in "${parts[@]:at}"; do sum=$((sum + weights[$later])); done
         limit=$(((total - SECONDS) * weights[$part] / sum))
-        ((limit > 0)) || limit=1
         printf '\n== %s (after %d s, for at most %d s)\n' "$part" "$SECONDS" "$limit"
         if [[ $gpu_status == [13] && $part != here && $part != report ]]; then
             echo "absent: a GPU that can be used"
@@ -120,8 +120,8 @@ run_parts() {
     done
     printf '\n== after %d s, in %s\n' "$SECONDS" "$folder"
     printf '%s\n' "${ends[@]}"
-    if ((gpu_status == 3)); then echo "no GPU can be used: nothing was tested or timed" && return $skipped; fi
-    return $failed
+    if ((gpu_status == 3)); then echo "no GPU can be used: nothing was tested or timed" && return "$skipped"; fi
+    return "$failed"
 }
 
 run_parts 2>&1 | tee "$folder/$name-log.txt"
