@@ -1,7 +1,8 @@
-"""What a report says about where it was made: machine, commit, versions, time of import."""
+"""What a report says about where it was made: machine, commit, versions, time of import. Writes reports."""
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import subprocess
@@ -38,7 +39,10 @@ def _lines(path: str) -> list[str]:
 
 
 def commit() -> dict[str, Any]:
-    """The commit of the checkout, and whether it was changed; None outside of one. (The build may be an older one.)"""
+    """The commit of the checkout, and whether it was changed. (The build may be an older one.)
+
+    Outside of one, it is what the environment's COMMIT says, or None.
+    """
 
     def git(*arguments: str) -> str | None:
         try:
@@ -48,7 +52,8 @@ def commit() -> dict[str, Any]:
         return done.stdout.strip() if done.returncode == 0 else None
 
     head = git("rev-parse", "--verify", "HEAD")
-    return {"commit": head, "changed": bool(git("status", "--porcelain")) if head else None}
+    changed = bool(git("status", "--porcelain")) if head else None
+    return {"commit": head or os.environ.get("COMMIT"), "changed": changed}
 
 
 def import_times(runs: int) -> dict[str, float]:
@@ -61,3 +66,11 @@ def import_times(runs: int) -> dict[str, float]:
     times = np.array([[float(word) for word in line.split()] for line in printed])
     q1, median, q3 = np.percentile(times[:, 1], [25, 50, 75]).tolist()
     return {"numpy": float(np.median(times[:, 0])), "median": median, "q1": q1, "q3": q3, "runs": runs}
+
+
+def save(path: Path, report: dict[str, Any]) -> None:
+    """Replaced at once, so that an interrupted run leaves all that it has measured."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_suffix(".json.part")
+    draft.write_text(json.dumps(report, indent=1) + "\n")
+    draft.replace(path)

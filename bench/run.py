@@ -6,7 +6,6 @@ Writes results/<name>.json, which report.py turns into tables and plots. README.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from dataclasses import asdict
@@ -18,7 +17,7 @@ from tqdm import tqdm
 import ceilings
 from cases import CASES, GROUPS, MODES, QUICK, Case, choose, matches
 from extras import PARTS, profile
-from machine import facts, import_times, machine
+from machine import facts, import_times, machine, save
 from measure import Settings, Team, measure, takes_part
 from rivals import OURS, RIVALS
 
@@ -66,14 +65,6 @@ def time_all(report: dict[str, Any], options: argparse.Namespace, path: Path) ->
                     save(path, report)
                     left -= share
                     bar.update(min(round(share), bar.total - bar.n))
-
-
-def save(path: Path, report: dict[str, Any]) -> None:
-    """Replaced at once, so that an interrupted run leaves all that it has measured."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_suffix(".json.part")
-    draft.write_text(json.dumps(report, indent=1) + "\n")
-    draft.replace(path)
 
 
 def described(case: Case) -> dict[str, Any]:

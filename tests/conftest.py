@@ -12,12 +12,11 @@ import pytest
 
 import emulated_cuda
 import fastlstm
-from gpus import Gpu, why_not
+from gpus import REAL, Gpu, why_not
 
 CONFIG = fastlstm.build_config()
 RUNNABLE = CONFIG["isa_runnable"]
-GPUS = ["emulated", *(pytest.param(name, marks=pytest.mark.gpu) for name in ("cupy", "torch"))]
-PARAMETERS = {"isa": RUNNABLE, "dtype": ["float32", "float64"], "gpu": GPUS}
+PARAMETERS = {"isa": RUNNABLE, "dtype": ["float32", "float64"], "gpu": ["emulated", *REAL]}
 
 
 def pytest_report_header() -> list[str]:

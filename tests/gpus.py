@@ -7,9 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pytest
 
 from cases import Problem, solve
 from emulated_arrays import emulated
+
+CUPY, TORCH = ([pytest.param(name, marks=pytest.mark.gpu)] for name in ("cupy", "torch"))
+REAL = CUPY + TORCH
 
 
 @dataclass(frozen=True)

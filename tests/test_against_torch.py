@@ -23,6 +23,7 @@ from cases import (
 )
 from fastlstm import masking
 from fastlstm.weights import WeightSpec
+from gpus import TORCH, Gpu
 
 torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN:UserWarning")
@@ -74,14 +75,14 @@ def one_thread_of_torch() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def torch_solve(problem: Problem, dtype: str) -> dict[str, np.ndarray]:
+def torch_solve(problem: Problem, dtype: str, device: str = "cpu") -> dict[str, np.ndarray]:
     """What `solve` returns, less the cells, by torch.nn.LSTM and autograd; lengths become a packed sequence."""
     p, spec, batch_first = problem.astype(dtype), problem.spec, problem.options["batch_first"]
     sizes = (spec.input_size, spec.hidden_size, spec.num_layers, spec.bias, batch_first, 0.0)
-    lstm = torch.nn.LSTM(*sizes, spec.bidirectional, spec.proj_size, dtype=getattr(torch, dtype))
+    lstm = torch.nn.LSTM(*sizes, spec.bidirectional, spec.proj_size, dtype=getattr(torch, dtype), device=device)
     lstm.load_state_dict({name: torch.tensor(array) for name, array in p.weights.items()})
     given = p.state or tuple(np.zeros_like(array) for array in p.dstate)
-    x, h0, c0 = (torch.tensor(array, requires_grad=True) for array in (p.x, *given))
+    x, h0, c0 = (torch.tensor(array, requires_grad=True, device=device) for array in (p.x, *given))
     lengths = problem.options.get("lengths")
     state = (h0, c0) if p.state else None
     if lengths is None:
@@ -91,12 +92,12 @@ def torch_solve(problem: Problem, dtype: str) -> dict[str, np.ndarray]:
         packed = rnn.pack_padded_sequence(x, torch.tensor(lengths.copy()), batch_first, enforce_sorted=False)
         packed_y, (h_n, c_n) = lstm(packed, state)
         y, _ = rnn.pad_packed_sequence(packed_y, batch_first, total_length=x.shape[1 if batch_first else 0])
-    torch.autograd.backward([y, h_n, c_n], [torch.tensor(array) for array in (p.dy, *p.dstate)])
+    torch.autograd.backward([y, h_n, c_n], [torch.tensor(array, device=device) for array in (p.dy, *p.dstate)])
     found = {"y": y, "h_n": h_n, "c_n": c_n, "dx": x.grad}
     if p.state:
         found |= {"dh0": h0.grad, "dc0": c0.grad}
     found |= {"d" + name: weight.grad for name, weight in lstm.named_parameters()}
-    return {name: tensor.detach().numpy() for name, tensor in found.items()}
+    return {name: tensor.detach().cpu().numpy() for name, tensor in found.items()}
 
 
 @functools.cache
@@ -153,6 +154,25 @@ def test_lengths_are_packed_sequences(isa: str, dtype: str, spec: WeightSpec, la
     by_mask = replace(problem, options={"batch_first": layout == "batch_first", "mask": mask})
     found = solve(by_mask.astype(dtype))
     assert_close({name: found[name] for name in truth}, truth, dtype)
+
+
+CUDNN = [
+    *(case for case in GRID if case.layout == "time_major"),
+    *SIZES,
+    Case("sizes_of_its_persistent_kernel", WeightSpec(128, 256), 16, 16),
+    Case("packed", WeightSpec(7, 19), 11, 8, lengths="longest_first"),
+    Case("packed_deep", DEEP, 11, 8, lengths="longest_first"),
+]
+
+
+@pytest.mark.parametrize("gpu", TORCH, indirect=True)
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+@pytest.mark.parametrize("case", CUDNN, ids=str)
+def test_numbers_are_those_of_cudnn(gpu: Gpu, dtype: str, case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    theirs = torch_solve(compared(case), dtype, "cuda")
+    found = gpu.solve(compared(case).astype(dtype))
+    assert_close({name: found[name] for name in theirs}, theirs, dtype, times=2)  # for each has its own roundings
 
 
 def test_comparison_sees_an_error_of_one_tolerance() -> None:

@@ -1,7 +1,7 @@
 """torch.nn.LSTM as its users call it: inference_mode, or forward and autograd for all gradients.
 
 packed: rows of several lengths as a PackedSequence. loop: one step a call, where resets force it. compiled: through
-torch.compile.
+torch.compile. device: "cuda" for cuDNN's.
 """
 
 from __future__ import annotations
@@ -20,23 +20,29 @@ Call = Callable[[torch.Tensor, State], tuple[torch.Tensor, State]]
 
 
 def set_up(
-    problem: Problem, mode: str, threads: int, packed: bool = False, loop: bool = False, compiled: bool = False
+    problem: Problem,
+    mode: str,
+    threads: int,
+    packed: bool = False,
+    loop: bool = False,
+    compiled: bool = False,
+    device: str = "cpu",
 ) -> Runner:
     torch.set_num_threads(threads)
     case = problem.case
     needed = {"": "", "lengths": "packed", "reset": "loop", "mask": "mask"}[case.varying]
     if needed and not {"packed": packed, "loop": loop}.get(needed):
         raise Missing(f"nn.LSTM itself has no {case.varying}")
-    lstm = torch.nn.LSTM(
-        case.I, case.H, case.layers, bidirectional=case.bidirectional, dtype=getattr(torch, case.dtype)
-    )
+    kind = {"dtype": getattr(torch, case.dtype), "device": device}
+    lstm = torch.nn.LSTM(case.I, case.H, case.layers, bidirectional=case.bidirectional, **kind)
+    lstm.train(mode == "training")
     lstm.load_state_dict({name: torch.tensor(array) for name, array in problem.weights.items()})
     call: Call = torch.compile(lstm) if compiled else lstm
     if packed:
         call = with_lengths(lstm, torch.tensor(problem.options["lengths"]))
     if loop:
         call = with_resets(lstm, torch.tensor(problem.options["reset"]))
-    x, h0, c0, dy = (torch.tensor(array) for array in (problem.x, problem.h0, problem.c0, problem.dy))
+    x, h0, c0, dy = (torch.tensor(array).to(**kind) for array in (problem.x, problem.h0, problem.c0, problem.dy))
     if mode == "training":
         return training(call, dict(lstm.named_parameters()), x, (h0, c0), dy)
     carried = [(h0, c0)]
@@ -62,7 +68,7 @@ def training(call: Call, weights: dict[str, Any], x: torch.Tensor, state: State,
 
     def read_training(result: Any) -> dict[str, np.ndarray]:
         results, gradients = result
-        dx, dh0, dc0, *dw = (gradient.numpy() for gradient in gradients)
+        dx, dh0, dc0, *dw = map(as_numpy, gradients)
         return read(results) | named(None, None, None, dx, dh0, dc0, dict(zip(weights, dw, strict=True)))
 
     return Runner(train, read_training)
@@ -70,7 +76,13 @@ def training(call: Call, weights: dict[str, Any], x: torch.Tensor, state: State,
 
 def read(result: Any) -> dict[str, np.ndarray]:
     y, (h_n, c_n) = result
-    return named(*(tensor.detach().numpy() for tensor in (y, h_n, c_n)))
+    return named(*map(as_numpy, (y, h_n, c_n)))
+
+
+def as_numpy(tensor: torch.Tensor) -> np.ndarray:
+    """NumPy has no bfloat16: float32 for it, which holds each of its numbers."""
+    tensor = tensor.detach().cpu()
+    return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
 
 
 def with_lengths(lstm: torch.nn.LSTM, lengths: torch.Tensor) -> Call:
