@@ -55,7 +55,8 @@ timed() { limited "$python" bench/gpu.py "$1" --name "$name" --folder "$folder" 
 
 part_here() { limited "$python" bench/gpu_arrays.py; }
 part_quick() { has pytest && limited "${gpu_tests[@]}" tests/test_cuda.py -k "small or primes"; }
-part_tests() { has pytest && limited "${gpu_tests[@]}" tests/test_gpu.py tests/test_cuda.py -k "not small"; }
+part_tests() { has pytest && limited "${gpu_tests[@]}" tests/test_gpu.py tests/test_cuda.py tests/test_cuda_layer.py \
+        tests/test_cuda_torch.py -k "not small"; }
 part_cudnn() { has pytest && has torch && limited "${gpu_tests[@]}" tests/test_against_torch.py; }
 part_steps() { timed steps; }
 part_choices() { timed choices; }

@@ -188,7 +188,7 @@ def plots_of(run: Run, path: Path) -> list[str]:
     try:
         from gpu_plots import draw
     except ImportError as reason:
-        print(f"no plots: {reason}")
+        print(f"no plots: {reason}", file=sys.stderr)
         return []
     return [plot.name for plot in draw(run, path)]
 

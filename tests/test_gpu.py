@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from cases import Case, Problem, assert_close, make_problem, solve, truth_of
-from fastlstm import functional, reference
+from fastlstm import LSTM, functional, reference
 from fastlstm.cells import PLAIN
 from fastlstm.weights import WeightSpec
 from gpus import REAL, TORCH, Gpu
@@ -285,3 +285,18 @@ def test_a_second_device(gpu: Gpu, streams: Any, algo: str) -> None:
     found = solve(problem)
     assert streams.current_device() == before != 1
     assert_close(fetched(gpu, found), truth_of(CASE), "float32")
+
+
+@torch_alone
+def test_a_graph_of_a_stream_goes_on_where_its_last_replay_ended(gpu: Gpu, streams: Any) -> None:
+    cpu, x = LSTM(3, 9, num_layers=2, seed=0), np.random.default_rng(0).standard_normal((6, 4, 3), np.float32)
+    step, out = gpu.put(x[0]), gpu.put(np.zeros((4, 9), np.float32))
+    stream = LSTM(3, 9, num_layers=2, seed=0).to(step).stream(4)
+    replay, _ = captured(streams, lambda: stream(step, out=out))
+    stream.reset()
+    found = []
+    for of_step in x:
+        step.copy_(gpu.put(of_step))
+        replay()
+        found.append(gpu.get(out.clone()))
+    np.testing.assert_allclose(np.stack(found), cpu(x)[0], rtol=2e-6, atol=2e-6)
