@@ -23,6 +23,14 @@ elseif(FASTLSTM_CUDA STREQUAL "OFF")
     return()
 endif()
 
+if(FASTLSTM_CUDA STREQUAL "ON" AND NOT CUDAToolkit_ROOT) # pip's packages are a toolkit, too: see the extra `nvcc`
+    file(GLOB nvcc_of_pip ${Python_SITELIB}/nvidia/cu*/bin/nvcc)
+    if(nvcc_of_pip)
+        get_filename_component(CUDAToolkit_ROOT ${nvcc_of_pip}/../.. ABSOLUTE)
+        file(GLOB cudart_of_pip ${CUDAToolkit_ROOT}/lib/libcudart.so.*)
+        set(CUDA_CUDART ${cudart_of_pip} CACHE FILEPATH "") # which CMake looks for by another name
+    endif()
+endif()
 find_package(CUDAToolkit ${cuda_least} QUIET)
 if(NOT CUDAToolkit_FOUND OR NOT CUDAToolkit_NVCC_EXECUTABLE)
     if(FASTLSTM_CUDA STREQUAL "AUTO")
