@@ -21,7 +21,6 @@ import pytest
 import fastlstm
 
 ROOT = Path(__file__).resolve().parents[1]
-SOURCES = sorted((ROOT / "csrc" / "cuda").glob("*.*"))
 ARCHITECTURES = {80, 86, 89, 90, 100, 120}
 REGISTERS_OF_A_BLOCK = 65536
 LARGEST_MODULE = 10 * 2**20  # bytes; 9.4 million were measured
@@ -65,14 +64,11 @@ def tool(name: str) -> str | None:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where cmake built `_cuda`."""
-    toolkit, cmake, ninja = resources.toolkit(), tool("cmake"), tool("ninja")
-    if not (toolkit and cmake and ninja and tool("g++") and tool("c++filt")):
+    cmake, ninja = tool("cmake"), tool("ninja")
+    if not (resources.toolkit() and cmake and ninja and tool("g++") and tool("c++filt")):
         pytest.skip("nvcc, cuobjdump, cmake, ninja and g++ are not all installed: pip install .[nvcc]")
     folder = tmp_path_factory.mktemp("cuda")
-    options = {"FASTLSTM_CUDA": "ON", "CUDAToolkit_ROOT": toolkit, "Python_EXECUTABLE": sys.executable}
-    options["CMAKE_MAKE_PROGRAM"] = ninja
-    for runtime in (toolkit / "lib").glob("libcudart.so.*"):  # PyPI's has no link without a number, as cmake expects it
-        options["CUDA_CUDART"] = runtime
+    options = {"FASTLSTM_CUDA": "ON", "Python_EXECUTABLE": sys.executable, "CMAKE_MAKE_PROGRAM": ninja}
     defined = [f"-D{name}={value}" for name, value in options.items()]
     resources.output_of(cmake, "-G", "Ninja", "-S", ROOT, "-B", folder, *defined)
     resources.output_of(cmake, "--build", folder, "--target", "_cuda")
@@ -178,17 +174,3 @@ def test_the_module_is_small_and_imports_without_a_driver(module: Path, tmp_path
     assert re.search(r"'cuda_runtime': 13\d\d\d", done.stdout)
     why = r"there is (no NVIDIA driver for CUDA 13: install|a driver, but)"
     assert re.search("RuntimeError: a GPU is asked for, but " + why, done.stderr)
-
-
-# The sources
-
-
-def test_only_device_code_has_what_only_nvcc_knows() -> None:
-    """Intrinsics and PTX would have no twin in emulation; a static array would be shared by all of its blocks."""
-    allowed = {"device.cuh", "grid_barrier.cuh", "persistent_product.cuh"}
-    special = r"\basm\b|\b__(ld\w+|st\w+|shfl\w*|nano\w+|half2\w+|float2\w+|bfloat\w+2\w+)\b|nvcuda::|cuda::atomic"
-    static = [path.name for path in SOURCES if re.search(r"(?<!extern )__shared__", path.read_text())]
-    assert static == []
-    assert {path.name for path in SOURCES if re.search(special, path.read_text())} == allowed
-    assert not [path.name for path in SOURCES if "<<<" in path.read_text()]
-    assert len(SOURCES) > 15

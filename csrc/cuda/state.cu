@@ -14,9 +14,12 @@ unsigned* failure_word() {
   static std::once_flag once;
   std::call_once(once, [] {
     void* memory = nullptr;
+    cudaStreamCaptureMode mode = cudaStreamCaptureModeRelaxed;  // the first call may be captured into a graph
+    check(cudaThreadExchangeStreamCaptureMode(&mode), "cudaThreadExchangeStreamCaptureMode");
     check(cudaHostAlloc(&memory, sizeof(unsigned), cudaHostAllocPortable | cudaHostAllocMapped), "cudaHostAlloc");
     word = static_cast<unsigned*>(memory);
     *word = 0;
+    check(cudaThreadExchangeStreamCaptureMode(&mode), "cudaThreadExchangeStreamCaptureMode");
   });
   return word;
 }

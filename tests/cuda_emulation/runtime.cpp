@@ -138,6 +138,7 @@ cudaError_t cudaMalloc(void** memory, size_t bytes) {
   memset(*memory, 0xff, bytes);
   return cudaSuccess;
 }
+cudaError_t cudaThreadExchangeStreamCaptureMode(cudaStreamCaptureMode*) { return cudaSuccess; }
 cudaError_t cudaHostAlloc(void** memory, size_t bytes, unsigned) { return cudaMalloc(memory, bytes); }
 cudaError_t cudaFree(void* memory) { return free(memory), cudaSuccess; }
 
