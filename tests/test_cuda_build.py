@@ -174,3 +174,14 @@ def test_the_module_is_small_and_imports_without_a_driver(module: Path, tmp_path
     assert re.search(r"'cuda_runtime': 13\d\d\d", done.stdout)
     why = r"there is (no NVIDIA driver for CUDA 13: install|a driver, but)"
     assert re.search("RuntimeError: a GPU is asked for, but " + why, done.stderr)
+
+
+@pytest.mark.slow
+def test_the_model_on_paper_is_of_these_kernels(module: Path, tmp_path: Path) -> None:
+    """All but the registers, which another version of nvcc may allot otherwise."""
+    written = tmp_path / "model.md"
+    resources.output_of(sys.executable, ROOT / "bench" / "cuda_model.py", module, "--to", written)
+    found, committed = (
+        path.read_text().partition("## Kernels")[0] for path in (written, ROOT / "bench" / "cuda_model.md")
+    )
+    assert found == committed, "run bench/cuda_model.py again"
