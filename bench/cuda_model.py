@@ -221,7 +221,7 @@ def report(kernels: list[Kernel]) -> Iterator[str]:
     yield ""
     yield "Written by `cuda_model.py`. **No GPU has run this**: choices are those of `csrc/cuda/dispatch.h`, registers"
     yield "those of the compiled kernels, all times a model. A step waits for its blocks to meet, then h is brought to"
-    yield "each multiprocessor, then it multiplies, as fast as shared memory or arithmetic allows; nothing of that overlaps."
+    yield "each multiprocessor, then it multiplies, as fast as shared memory or arithmetic allows; nothing overlaps."
     yield "The products over all steps at once, which are the array library's, are not in it. A real step is slower."
     for title, lines in [
         ("What goes in", constants()),
