@@ -14,6 +14,7 @@ import pytest
 
 from cases import Case, Problem, make_problem
 from emulated_cuda import Emulator
+from fastlstm import LSTMCellOptions
 from fastlstm.weights import WeightSpec
 from gpus import Gpu
 
@@ -25,7 +26,11 @@ CUT = Case("cut", WeightSpec(2, 3), 4, 3, reset="random")
 HELD = Case("held", WeightSpec(2, 3), 4, 3, mask="random")
 PLAIN = Case("plain", WeightSpec(2, 3), 3, 2)
 NORMALISED = Case("normalised", WeightSpec(2, 3, layer_norm=True), 3, 2)
-DEEP = Case("deeper_than_a_part", WeightSpec(2, 35), 2, 2)
+MASK_A_GATE = Case(
+    "a_product_a_gate", WeightSpec(2, 3), 2, 2, cell=LSTMCellOptions(recurrent_dropout=0.5, dropout_per_gate=True)
+)
+TWO_CHUNKS = Case("two_chunks_of_wide_tiles", WeightSpec(2, 32), 2, 2)
+TWO_SLICES = Case("two_slices", WeightSpec(2, 35), 2, 2)
 FOUR_BLOCKS = Case("four_blocks", WeightSpec(2, 37), 4, 3)
 TWO_TILES = Case("two_tiles_of_rows", WeightSpec(2, 37), 2, 101)
 FAULTS: dict[str, tuple[Case, str]] = {
@@ -40,14 +45,17 @@ FAULTS: dict[str, tuple[Case, str]] = {
     "unit_backward: every step counts": (HELD, "step"),
     "unit_backward: dc survives a cut": (CUT, "step"),
     "entering_c: c before a cut": (CUT, "step"),
-    "product: first barrier": (DEEP, "step"),
-    "product: second barrier": (PLAIN, "step"),
+    "product: first barrier": (MASK_A_GATE, "step"),
+    "product: barrier before a chunk": (TWO_CHUNKS, "step"),
+    "product: barrier after a chunk": (PLAIN, "step"),
+    "product: barrier before the sums": (PLAIN, "step"),
+    "product: last barrier": (PLAIN, "step"),
     "mean_over: first barrier": (NORMALISED, "step"),
     "mean_over: barrier of the tree": (NORMALISED, "step"),
     "mean_over: last barrier": (NORMALISED, "step"),
     "normalised_backward: barrier": (NORMALISED, "step"),
-    "resident_forward: barrier": (PLAIN, "resident"),
-    "resident_backward: barrier": (PLAIN, "resident"),
+    "resident_product: first barrier": (PLAIN, "resident"),
+    "resident_product: second barrier": (TWO_SLICES, "resident"),
     "next_tile: first barrier": (TWO_TILES, "persistent"),
     "next_tile: second barrier": (PLAIN, "persistent"),
     "persistent_forward: grid barrier": (FOUR_BLOCKS, "persistent"),

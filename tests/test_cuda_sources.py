@@ -16,7 +16,7 @@ ONLY_IN: dict[str, tuple[str, set[str]]] = {
     "launches": (r"\bcudaLaunch(Cooperative)?Kernel", {"launch.h"}),
     "shared memory": (r"\b__shared__\b", {"device.cuh"}),
     "inline PTX": (r"\basm\b", set()),
-    "intrinsics": (r"(?<!wmma::)\b__(?!syncthreads(_or)?\(|launch_bounds__\()\w+\(", {"device.cuh"}),
+    "intrinsics": (r"(?<!wmma::)\b__(?!sync(warp|threads(_or)?)\(|launch_bounds__\()\w+\(", {"device.cuh"}),
     "tensor cores": (r"\bwmma::", {"persistent_product.cuh"}),
     "atomic operations": (r"\batomic", {"grid_barrier.cuh"}),
 }

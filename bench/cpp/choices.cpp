@@ -14,7 +14,7 @@ void say(int64_t batch, int64_t hidden, bool tf32, bool backward) {
   LayerForward<T> layer{};
   layer.shape.T = 1024, layer.shape.B = batch, layer.shape.H = hidden;
   layer.tf32 = tf32;
-  const Choice choice = choose(layer, Algorithm::kAutomatic, backward);
+  const Choice choice = choose(layer, kPlain, Algorithm::kAutomatic, backward, Device{});
   std::printf("%s %d %d %zu %d %d %d\n", kAlgorithmNames[int(choice.algorithm)], choice.blocks, choice.threads,
               choice.shared_bytes, choice.thread_rows, choice.persistent.rows, choice.persistent.columns());
 }

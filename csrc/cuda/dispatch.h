@@ -15,6 +15,7 @@ struct Choice {
   Algorithm algorithm = Algorithm::kStep;
   int blocks = 0, threads = 0, thread_rows = 0;
   size_t shared_bytes = 0;
+  ResidentShape resident{};
   PersistentShape persistent{};
 
   Launch launch(const char* name, cudaStream_t stream) const {
@@ -49,20 +50,22 @@ inline std::string too_large(size_t bytes, const Device& device) {
          std::to_string(device.shared_bytes);
 }
 
-// Few rows go to as many blocks as there are processors; more rows of a thread share what it reads of U. `why`: why not.
+// `why`: why not.
 template <class T>
-Choice choose_resident(const LayerForward<T>& layer, bool backward, const Device& device, std::string& why) {
+Choice choose_resident(const LayerForward<T>& layer, CellKind kind, bool backward, const Device& device,
+                       std::string& why) {
   constexpr int64_t kMost = 256;  // threads along the units
   why = needs_steps(layer);
   if (why.empty() && layer.shape.H > kMost) why = "its hidden size is above " + std::to_string(kMost);
   if (!why.empty()) return {};
-  const ResidentShape shape = resident_shape(layer.shape.H);
+  const int64_t H = layer.shape.H, B = layer.shape.B;
   Choice choice{Algorithm::kResident};
-  choice.threads = shape.threads();
-  choice.thread_rows = layer.shape.B <= int64_t(device.processors) * shape.row_threads ? 1 : 4;
-  const int rows = choice.thread_rows * shape.row_threads;
-  choice.blocks = int(round_up_divide(layer.shape.B, rows));
-  choice.shared_bytes = resident_bytes<T>(layer.shape.H, rows, backward);
+  choice.thread_rows = B <= 2 * device.processors ? 1 : 4;
+  choice.resident =
+      resident_shape(H, B, backward, choice.thread_rows, device.processors, most_resident_threads(sizeof(T), kind));
+  choice.threads = choice.resident.threads();
+  choice.blocks = int(round_up_divide(B, choice.resident.rows));
+  choice.shared_bytes = resident_bytes<T>(choice.resident, backward ? H : 4 * H);
   if (choice.shared_bytes > device.shared_bytes) why = too_large(choice.shared_bytes, device);
   return choice;
 }
@@ -122,11 +125,10 @@ template <class T>
 constexpr int64_t kMostResidentUnits = sizeof(T) == 2 ? 64 : 256;
 
 template <class T>
-Choice choose(const LayerForward<T>& layer, Algorithm asked, bool backward) {
+Choice choose(const LayerForward<T>& layer, CellKind kind, Algorithm asked, bool backward, const Device& device) {
   if (asked == Algorithm::kStep) return {};
-  const Device device;
   std::string why;
-  const Choice resident = choose_resident(layer, backward, device, why);
+  const Choice resident = choose_resident(layer, kind, backward, device, why);
   const bool small = layer.shape.H <= kMostResidentUnits<T>;
   const bool can_be_resident = why.empty();
   if (can_be_resident && (asked == Algorithm::kResident || (asked == Algorithm::kAutomatic && small))) return resident;
@@ -137,6 +139,16 @@ Choice choose(const LayerForward<T>& layer, Algorithm asked, bool backward) {
   if (asked == Algorithm::kAutomatic) return can_be_resident ? resident : Choice{};
   throw std::invalid_argument(std::string("algo is \"") + kAlgorithmNames[int(asked)] +
                               "\", which this layer cannot be: " + why);
+}
+
+// How many rows each thread of a step's kernel has, by how often a processor then has a tile, and how long one takes it. On paper: a
+// wide one has 4 times the sums of a narrow one, and takes 8/3 of the time, since it reads less for each.
+inline int rows_of_step(int64_t columns, int64_t rows, const Device& device) {
+  const auto tiles_of_processor = [&](int64_t tile_columns) {
+    return round_up_divide(round_up_divide(columns, tile_columns) * round_up_divide(rows, kTileRows),
+                           device.processors);
+  };
+  return 8 * tiles_of_processor(kTileColumns<4>) <= 3 * tiles_of_processor(kTileColumns<1>) ? 4 : 1;
 }
 
 // Calls function with whether a persistent kernel takes tensor cores, as a constant: 16-bit types always do.

@@ -55,7 +55,7 @@ inline Launch for_elements(const char* name, int64_t elements, cudaStream_t stre
 // Kernels that begin with `product`: a block for each tile.
 template <class T, int ROWS>
 Launch for_tiles(const char* name, int64_t columns, int64_t rows, cudaStream_t stream) {
-  const dim3 blocks(unsigned(round_up_divide(columns, kPanel)), unsigned(round_up_divide(rows, kRowThreads * ROWS)));
+  const dim3 blocks(unsigned(round_up_divide(columns, kTileColumns<ROWS>)), unsigned(round_up_divide(rows, kTileRows)));
   return {name, blocks, kThreads, kProductBytes<T, ROWS>, stream};
 }
 
@@ -67,9 +67,6 @@ void with_rows(int rows, Function function) {
   else
     function(std::integral_constant<int, 4>{});
 }
-
-// More rows of a thread reuse what it reads, fewer leave no thread idle.
-inline int rows_of_step(int64_t rows) { return rows <= kRowThreads ? 1 : 4; }
 
 // Calls function with the kind of cell as a constant.
 template <class Function>

@@ -17,20 +17,20 @@ CellKind kind_of_backward(const LayerBackward<T>& layer) {
 }
 
 template <class T>
-void dh_of_step(const LayerBackward<T>& layer, const StepBackward<T>& step, cudaStream_t stream) {
+void dh_of_step(const LayerBackward<T>& layer, const StepBackward<T>& step, const Device& device, cudaStream_t stream) {
   const Shape& shape = layer.forward.shape;
-  with_rows(rows_of_step(shape.B), [&](auto rows) {
+  with_rows(rows_of_step(shape.output(), shape.B, device), [&](auto rows) {
     constexpr int kRows = decltype(rows)::value;
     launch(for_tiles<T, kRows>("gradient_of_h", shape.output(), shape.B, stream), gradient_of_h<T, kRows>, step);
   });
 }
 
 template <class T>
-void step(const LayerBackward<T>& layer, int64_t s, cudaStream_t stream) {
+void step(const LayerBackward<T>& layer, int64_t s, const Device& device, cudaStream_t stream) {
   const Shape& shape = layer.forward.shape;
   const StepBackward<T> step = layer.step(s);
-  if (layer.projection) dh_of_step(layer, step, stream);
-  with_rows(rows_of_step(shape.B), [&](auto rows) {
+  if (layer.projection) dh_of_step(layer, step, device, stream);
+  with_rows(rows_of_step(shape.H, shape.B, device), [&](auto rows) {
     constexpr int kRows = decltype(rows)::value;
     with_kind(kind_of_backward(layer), [&](auto kind) {
       constexpr CellKind kKind = decltype(kind)::value;
@@ -49,19 +49,21 @@ void step(const LayerBackward<T>& layer, int64_t s, cudaStream_t stream) {
 template <class T>
 Algorithm layer_backward(const LayerBackward<T>& layer, Algorithm asked, uint32_t* barrier, cudaStream_t stream) {
   const Shape& shape = layer.forward.shape;
-  const Choice choice = choose(layer.forward, asked, true);
+  const Device device;
+  const Choice choice = choose(layer.forward, kind_of_backward(layer), asked, true, device);
   const int64_t elements = shape.B * std::max(shape.H, shape.output());
   launch(for_elements("begin_backward", elements, stream), begin_backward<T>, layer);
   if (choice.algorithm == Algorithm::kStep) {
-    for (int64_t s = shape.T - 1; s >= 0; --s) step(layer, s, stream);
-    if (shape.T > 0) dh_of_step(layer, layer.before_first(), stream);
+    for (int64_t s = shape.T - 1; s >= 0; --s) step(layer, s, device, stream);
+    if (shape.T > 0) dh_of_step(layer, layer.before_first(), device, stream);
   } else {
     with_rows(choice.thread_rows, [&](auto rows) {
       constexpr int kRows = decltype(rows)::value;
       with_kind(kind_of_backward(layer), [&](auto kind) {
         constexpr CellKind kKind = decltype(kind)::value;
         if (choice.algorithm == Algorithm::kResident)
-          launch(choice.launch("resident_backward", stream), resident_backward<T, kRows, kKind>, layer);
+          launch(choice.launch("resident_backward", stream), resident_backward<T, kRows, kKind>, layer,
+                 choice.resident);
         else
           with_tensor_cores<T>(choice.persistent.tensor_cores, [&](auto tensor) {
             launch(choice.launch("persistent_backward", stream),

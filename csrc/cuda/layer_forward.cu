@@ -10,10 +10,10 @@ namespace fastlstm::gpu {
 namespace {
 
 template <class T>
-void step(const LayerForward<T>& layer, int64_t s, cudaStream_t stream) {
+void step(const LayerForward<T>& layer, int64_t s, const Device& device, cudaStream_t stream) {
   const Shape& shape = layer.shape;
   const StepForward<T> step = layer.step(s);
-  with_rows(rows_of_step(shape.B), [&](auto rows) {
+  with_rows(rows_of_step(4 * shape.H, shape.B, device), [&](auto rows) {
     constexpr int kRows = decltype(rows)::value;
     with_kind(kind_of(step.variant), [&](auto kind) {
       constexpr CellKind kKind = decltype(kind)::value;
@@ -24,10 +24,13 @@ void step(const LayerForward<T>& layer, int64_t s, cudaStream_t stream) {
       launch(for_rows<T>("normalised_forward", shape.B, stream),
              normalised_forward<T, std::max(kKind, kTextbookActivations)>, step);
     });
-    if (layer.projection)
+  });
+  if (layer.projection)
+    with_rows(rows_of_step(shape.P, shape.B, device), [&](auto rows) {
+      constexpr int kRows = decltype(rows)::value;
       launch(for_tiles<T, kRows>("project_forward", shape.P, shape.B, stream), project_forward<T, kRows>, step,
              Operand<T>{step.m, int(shape.H), layer.projection, nullptr}, int(shape.P));
-  });
+    });
 }
 
 }  // namespace
@@ -35,18 +38,19 @@ void step(const LayerForward<T>& layer, int64_t s, cudaStream_t stream) {
 template <class T>
 Algorithm layer_forward(const LayerForward<T>& layer, Algorithm asked, uint32_t* barrier, cudaStream_t stream) {
   const Shape& shape = layer.shape;
-  const Choice choice = choose(layer, asked, false);
+  const Device device;
+  const Choice choice = choose(layer, kind_of(layer.variant), asked, false, device);
   const int64_t elements = shape.B * std::max(shape.H, shape.output());
   launch(for_elements("begin_forward", elements, stream), begin_forward<T>, layer);
   if (choice.algorithm == Algorithm::kStep)
-    for (int64_t s = 0; s < shape.T; ++s) step(layer, s, stream);
+    for (int64_t s = 0; s < shape.T; ++s) step(layer, s, device, stream);
   else
     with_rows(choice.thread_rows, [&](auto rows) {
       constexpr int kRows = decltype(rows)::value;
       with_kind(kind_of(layer.variant), [&](auto kind) {
         constexpr CellKind kKind = decltype(kind)::value;
         if (choice.algorithm == Algorithm::kResident)
-          launch(choice.launch("resident_forward", stream), resident_forward<T, kRows, kKind>, layer);
+          launch(choice.launch("resident_forward", stream), resident_forward<T, kRows, kKind>, layer, choice.resident);
         else
           with_tensor_cores<T>(choice.persistent.tensor_cores, [&](auto tensor) {
             launch(choice.launch("persistent_forward", stream),

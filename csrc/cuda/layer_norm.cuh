@@ -69,18 +69,14 @@ __device__ CellNorm<Wide<T>> cell_norm(const StepNorm<T>& norm, int hidden, int 
   return cell;
 }
 
-// h . U alone. Blocks: panels of units by tiles of rows.
+// h . U alone. Blocks: as of step_forward.
 template <class T, int ROWS>
-__global__ void __launch_bounds__(kThreads, 2) recurrent_sums(const StepForward<T> s) {
-  const int panel = int(blockIdx.x), first_row = int(blockIdx.y) * kRowThreads * ROWS;
-  Wide<T> sum[ROWS][4] = {};
-  sums_of_step<T, ROWS, kTextbookActivations>(s, panel, first_row, sum);
-  const int unit = panel * kQuads + quad_of_thread();
-  for (int i = 0; i < ROWS; ++i) {
-    const int row = first_row + row_of_thread(i);
-    if (row < s.rows && unit < s.hidden)
-      reinterpret_cast<Quad<Wide<T>>*>(s.norm.sums)[int64_t(row) * s.hidden + unit] = row_of(sum, i);
-  }
+__global__ void __launch_bounds__(kThreads, kBlocksAtOnce<T>) recurrent_sums(const StepForward<T> s) {
+  const Tile tile = tile_of_block<ROWS>(s.rows);
+  const Quad<Wide<T>> sum = sums_of_step<T, ROWS, kTextbookActivations>(s, tile);
+  const Place place = place_of_thread<ROWS, 4>(tile, 0);
+  if (place.there && place.column < 4 * s.hidden)
+    reinterpret_cast<Quad<Wide<T>>*>(s.norm.sums)[int64_t(place.row) * s.hidden + place.column / 4] = sum;
 }
 
 // The cells of a row. c has to be whole before any h is. Of a held row nothing is normalised, and its sums count as zero.
@@ -116,17 +112,17 @@ __global__ void __launch_bounds__(kNormThreads, 2) normalised_forward(const Step
   });
 }
 
-// What comes back to the cells, before any of it is added up. Blocks: panels of units by tiles of rows.
+// What comes back to the cells, before any of it is added up. Blocks: as of step_backward.
 template <class T, int ROWS>
-__global__ void __launch_bounds__(kThreads, 2) gradient_sums(const StepBackward<T> s) {
-  const int panel = int(blockIdx.x), first_row = int(blockIdx.y) * kRowThreads * ROWS;
-  Wide<T> sum[ROWS][4];
-  sums_of_step<T, ROWS>(s, panel, first_row, sum);
-  for (int i = 0; i < ROWS; ++i)
-    for (int j = 0; j < 4; ++j) {
-      const int row = first_row + row_of_thread(i), unit = panel * kPanel + quad_of_thread() * 4 + j;
-      if (row < s.rows && unit < s.hidden) s.norm.dh[int64_t(row) * s.hidden + unit] = element(row_of(sum, i).at, j);
-    }
+__global__ void __launch_bounds__(kThreads, kBlocksAtOnce<T>) gradient_sums(const StepBackward<T> s) {
+  const Tile tile = tile_of_block<ROWS>(s.rows);
+  Wide<T> sum[kPlaces<ROWS, 1>] = {};
+  sums_of_step<T, ROWS>(s, tile, sum);
+#pragma unroll
+  for (int i = 0; i < kPlaces<ROWS, 1>; ++i) {
+    const Place place = place_of_thread<ROWS, 1>(tile, i);
+    if (place.there && place.column < s.hidden) s.norm.dh[int64_t(place.row) * s.hidden + place.column] = sum[i];
+  }
 }
 
 // The cells of a row: first what the normalisation of c takes in from all units, then each of them, then their sums.

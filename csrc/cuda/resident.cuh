@@ -7,126 +7,166 @@
 
 namespace fastlstm::gpu {
 
-// Threads of a block: one for each unit along the first axis, `row_threads` along the second, each with ROWS rows.
+// Of a block, so that registers suffice.
+constexpr int most_resident_threads(size_t bytes_of_number, CellKind kind) {
+  return bytes_of_number == 8 || kind != kPlain ? 256 : 512;
+}
+
+// A block: groups of threads, each with one for every unit. They take the slices of the block's rows in turn, then the rows.
 struct ResidentShape {
-  int unit_threads, row_threads;
-  int threads() const { return unit_threads * row_threads; }
+  int unit_threads, groups, rows;
+  int depth;  // of the product, with zeros up to a multiple of four
+  DEVICE int slices() const { return depth < kSlices * kDepth ? (depth + kDepth - 1) / kDepth : kSlices; }
+  int threads() const { return unit_threads * groups; }
 };
 
-inline ResidentShape resident_shape(int64_t H) {
-  const int units = int((H + 31) / 32 * 32);
-  return {units, std::max(1, 256 / units)};
+// Few rows go to as many blocks as there are processors; more rows of a thread share what it reads of U.
+inline ResidentShape resident_shape(int64_t H, int64_t B, bool backward, int thread_rows, int processors,
+                                    int most_threads) {
+  ResidentShape shape{int((H + 31) / 32 * 32), 0, 0, int(backward ? 4 * H : (H + 3) / 4 * 4)};
+  const int groups = std::max(1, most_threads / shape.unit_threads);
+  const int64_t wanted = (B + processors * thread_rows - 1) / (processors * thread_rows);
+  const int tiles = int(std::clamp<int64_t>(wanted, 1, std::max(1, groups / shape.slices())));
+  shape.rows = thread_rows * tiles;
+  shape.groups = std::min(groups, shape.slices() * tiles);
+  return shape;
 }
 
-// U, and the operand of two steps for all rows of a block: h forward, d_pre backward.
+// What is in shared memory, in this order: the operand, which is h forward and d_pre backward; the slices of its product; U.
 template <class T>
-size_t resident_bytes(int64_t H, int block_rows, bool backward) {
-  const size_t operand = size_t(block_rows) * size_t(backward ? 4 * H : H);
-  return size_t(4 * H * H) * sizeof(T) + 2 * operand * sizeof(Wide<T>);
-}
-
-// The thread's place: a unit, which may be none, and the first of its rows, row_threads apart.
-struct Place {
-  int unit, row, row_step;
-};
-
-__device__ inline Place place_of_thread(int hidden) {
-  const int unit_threads = (hidden + 31) / 32 * 32;
-  return {int(threadIdx.x) % unit_threads, int(threadIdx.x) / unit_threads, int(blockDim.x) / unit_threads};
-}
-
-// The sums of ROWS rows with COLUMNS neighbouring columns of w [depth][columns of a row] in shared memory.
-template <class T, int ROWS, int COLUMNS>
-__device__ void resident_product(const Wide<T>* a, int depth, const T* w, int w_stride, const Place& place,
-                                 Wide<T> (&sum)[ROWS][COLUMNS]) {
+struct ResidentMemory {
   using W = Wide<T>;
-  for (int i = 0; i < ROWS; ++i)
-    for (int j = 0; j < COLUMNS; ++j) sum[i][j] = 0;
-  for (int begin = 0; begin < depth; begin += kDepth) {
-    W part[ROWS][COLUMNS] = {};
-    const int end = depth - begin < kDepth ? depth : begin + kDepth;
-    for (int k = begin; k < end; ++k)
-      for (int i = 0; i < ROWS; ++i) {
-        const W of_a = a[(place.row + i * place.row_step) * depth + k];
-        for (int j = 0; j < COLUMNS; ++j)
-          part[i][j] = fma(of_a, widen(w[int64_t(k) * w_stride + place.unit * COLUMNS + j]), part[i][j]);
-      }
-    for (int i = 0; i < ROWS; ++i)
-      for (int j = 0; j < COLUMNS; ++j) sum[i][j] += part[i][j];
-  }
+  W* a;      // [rows][depth]
+  W* found;  // [slices][rows][columns]
+  T* u;      // [depth][columns]
+
+  __device__ ResidentMemory(const ResidentShape& shape, int columns)
+      : a(shared_memory<W>()),
+        found(a + shape.rows * shape.depth),
+        u(reinterpret_cast<T*>(found + shape.slices() * shape.rows * columns)) {}
+};
+
+template <class T>
+size_t resident_bytes(const ResidentShape& shape, int64_t columns) {
+  const int64_t numbers = shape.rows * (shape.depth + shape.slices() * columns);
+  return size_t(numbers) * sizeof(Wide<T>) + size_t(shape.depth * columns) * sizeof(T);
 }
 
-// w [depth][columns] in shared memory, from panels.
+// u [shape.depth][columns] from panels [..][depth][kPanel]; the operand from `before` [rows][depth], which may be null. Zeros
+// beyond them.
 template <class T>
-__device__ void load_panels(const T* panels, int depth, int columns, T* w) {
-  for (int i = int(threadIdx.x); i < depth * columns; i += int(blockDim.x)) {
+__device__ void begin_resident(const T* panels, int depth, int columns, const T* before, int rows,
+                               const ResidentShape& shape, const ResidentMemory<T>& memory) {
+  for (int i = int(threadIdx.x); i < shape.depth * columns; i += int(blockDim.x)) {
     const int k = i / columns, column = i % columns;
-    w[i] = panels[(int64_t(column / kPanel) * depth + k) * kPanel + column % kPanel];
+    memory.u[i] = k < depth ? panels[(int64_t(column / kPanel) * depth + k) * kPanel + column % kPanel] : T(0.0f);
+  }
+  for (int i = int(threadIdx.x); i < shape.rows * shape.depth; i += int(blockDim.x)) {
+    const int row = i / shape.depth, k = i % shape.depth;
+    const bool there = before && row < rows && k < depth;
+    memory.a[i] = there ? widen(before[row * depth + k]) : Wide<T>(0);
   }
 }
 
-template <class T, int ROWS, CellKind KIND>
-__global__ void resident_forward(const LayerForward<T> layer) {
+// The slices of the sums of COLUMNS neighbouring columns a unit, for all rows of the block, between two barriers.
+template <class T, int ROWS, int COLUMNS>
+__device__ void resident_product(const ResidentShape& shape, int units, const ResidentMemory<T>& memory) {
   using W = Wide<T>;
-  const int H = int(layer.shape.H), B = int(layer.shape.B);
-  const Place place = place_of_thread(H);
-  const int block_rows = place.row_step * ROWS, first = int(blockIdx.x) * block_rows;
-  T* const u = shared_memory<T>();
-  W* const h = reinterpret_cast<W*>(u + 4 * H * H);  // [2][block_rows][H]
-
-  load_panels(layer.recurrent, H, 4 * H, u);
-  for (int i = int(threadIdx.x); i < block_rows * H; i += int(blockDim.x)) {
-    const bool there = first + i / H < B;
-    h[i] = there ? widen(layer.h_before(0)[int64_t(first) * H + i]) : W(0);
-    h[block_rows * H + i] = 0;
-  }
-  for (int64_t s = 0; s < layer.shape.T; ++s) {
-    if (!mutated("resident_forward: barrier")) __syncthreads();
-    const StepForward<T> step = layer.step(s);
-    const W* const now = h + s % 2 * block_rows * H;
-    W* const next = h + (s + 1) % 2 * block_rows * H;
-    if (place.unit >= H) continue;
-    W sum[ROWS][4];
-    resident_product<T>(now, H, u, 4 * H, place, sum);
-    for (int i = 0; i < ROWS; ++i) {
-      const int row = place.row + i * place.row_step;
-      if (first + row < B)
-        next[row * H + place.unit] = widen(unit_forward<T, KIND>(step, first + row, place.unit, row_of(sum, i)));
-    }
-  }
-}
-
-template <class T, int ROWS, CellKind KIND>
-__global__ void resident_backward(const LayerBackward<T> layer) {
-  using W = Wide<T>;
-  const Shape& shape = layer.forward.shape;
-  const int H = int(shape.H), B = int(shape.B);
-  const Place place = place_of_thread(H);
-  const int block_rows = place.row_step * ROWS, first = int(blockIdx.x) * block_rows;
-  T* const u = shared_memory<T>();                   // [4H][H]
-  W* const d = reinterpret_cast<W*>(u + 4 * H * H);  // [2][block_rows][4H], d_pre of the step processed after
-
-  load_panels(layer.recurrent, 4 * H, H, u);
-  for (int i = int(threadIdx.x); i < 2 * block_rows * 4 * H; i += int(blockDim.x)) d[i] = 0;
-  for (int64_t s = shape.T - 1; s >= -1; --s) {
-    if (!mutated("resident_backward: barrier")) __syncthreads();
-    const StepBackward<T> step = s >= 0 ? layer.step(s) : layer.before_first();
-    const W* const after = d + (s + 1) % 2 * block_rows * 4 * H;
-    W* const now = d + (s + 2) % 2 * block_rows * 4 * H;
-    if (place.unit >= H) continue;
-    W sum[ROWS][1];
-    resident_product<T>(after, 4 * H, u, H, place, sum);
-    for (int i = 0; i < ROWS; ++i) {
-      const int row = place.row + i * place.row_step;
-      if (first + row >= B) continue;
-      const W dh = reaching_h(step, first + row, place.unit, row_of(sum, i).at[0]);
-      if (s < 0) {
-        step.dh[int64_t(first + row) * H + place.unit] += dh;
-        continue;
+  const int group = int(threadIdx.x) / shape.unit_threads, unit = int(threadIdx.x) % shape.unit_threads;
+  const int slices = shape.slices();
+  const auto* const u = reinterpret_cast<const Vector<T, COLUMNS>*>(memory.u);
+  auto* const found = reinterpret_cast<Vector<W, COLUMNS>*>(memory.found);
+  if (!mutated("resident_product: first barrier")) __syncthreads();  // the operand is whole
+  for (int item = group; item < slices * shape.rows / ROWS && unit < units; item += shape.groups) {
+    const int slice = item % slices, row = item / slices * ROWS;
+    W sum[ROWS][COLUMNS] = {};
+    for (int begin = slice * kDepth; begin < shape.depth; begin += kSlices * kDepth) {
+      W part[ROWS][COLUMNS] = {};
+      const int end = shape.depth - begin < kDepth ? shape.depth : begin + kDepth;
+#pragma unroll(ROWS == 1 ? 4 : 1)
+      for (int k = begin; k < end; k += 4) {
+        Quad<W> of_a[ROWS];
+#pragma unroll
+        for (int i = 0; i < ROWS; ++i)
+          of_a[i] = *reinterpret_cast<const Quad<W>*>(memory.a + (row + i) * shape.depth + k);
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+          const Vector<T, COLUMNS> of_u = u[(k + j) * units + unit];
+#pragma unroll
+          for (int i = 0; i < ROWS; ++i)
+#pragma unroll
+            for (int n = 0; n < COLUMNS; ++n) part[i][n] = fma(of_a[i].at[j], widen(of_u.at[n]), part[i][n]);
+        }
       }
-      const Quad<T> d_pre = unit_backward<T, KIND>(step, first + row, place.unit, dh);
-      for (int gate = 0; gate < 4; ++gate) now[row * 4 * H + place.unit * 4 + gate] = widen(d_pre.at[gate]);
+#pragma unroll
+      for (int i = 0; i < ROWS; ++i)
+#pragma unroll
+        for (int n = 0; n < COLUMNS; ++n) sum[i][n] += part[i][n];
     }
+#pragma unroll
+    for (int i = 0; i < ROWS; ++i) found[(slice * shape.rows + row + i) * units + unit] = row_of(sum, i);
+  }
+  if (!mutated("resident_product: second barrier")) __syncthreads();
+}
+
+// Calls each(row of the block, unit, sum) for all of them, some by each thread.
+template <class T, int COLUMNS, class Each>
+__device__ void each_resident_sum(const ResidentShape& shape, int units, int rows, const ResidentMemory<T>& memory,
+                                  Each each) {
+  const int unit = int(threadIdx.x) % shape.unit_threads;
+  const auto* const found = reinterpret_cast<const Vector<Wide<T>, COLUMNS>*>(memory.found);
+  for (int row = int(threadIdx.x) / shape.unit_threads; row < rows && unit < units; row += shape.groups) {
+    Vector<Wide<T>, COLUMNS> sum{};
+    for (int slice = 0; slice < shape.slices(); ++slice) {
+      const auto add = found[(slice * shape.rows + row) * units + unit];
+#pragma unroll
+      for (int n = 0; n < COLUMNS; ++n) sum.at[n] += add.at[n];
+    }
+    each(row, unit, sum);
+  }
+}
+
+template <class T, int ROWS, CellKind KIND>
+__global__ void __launch_bounds__(most_resident_threads(sizeof(T), KIND), 1)
+    resident_forward(const LayerForward<T> layer, const ResidentShape shape) {
+  const int H = int(layer.shape.H), first = int(blockIdx.x) * shape.rows;
+  const int rows = int(layer.shape.B) - first < shape.rows ? int(layer.shape.B) - first : shape.rows;
+  const ResidentMemory<T> memory(shape, 4 * H);
+
+  begin_resident<T>(layer.recurrent, H, 4 * H, layer.h_before(0) + int64_t(first) * H, rows, shape, memory);
+  for (int64_t s = 0; s < layer.shape.T; ++s) {
+    const StepForward<T> step = layer.step(s);
+    resident_product<T, ROWS, 4>(shape, H, memory);
+    each_resident_sum<T, 4>(shape, H, rows, memory, [&](int row, int unit, const Quad<Wide<T>>& sum) {
+      memory.a[row * shape.depth + unit] = widen(unit_forward<T, KIND>(step, first + row, unit, sum));
+    });
+  }
+}
+
+template <class T, int ROWS, CellKind KIND>
+__global__ void __launch_bounds__(most_resident_threads(sizeof(T), KIND), 1)
+    resident_backward(const LayerBackward<T> layer, const ResidentShape shape) {
+  using W = Wide<T>;
+  const Shape& of = layer.forward.shape;
+  const int H = int(of.H), first = int(blockIdx.x) * shape.rows;
+  const int rows = int(of.B) - first < shape.rows ? int(of.B) - first : shape.rows;
+  const ResidentMemory<T> memory(shape, H);
+
+  begin_resident<T>(layer.recurrent, 4 * H, H, nullptr, rows, shape, memory);
+  for (int64_t s = of.T - 1; s >= -1; --s) {
+    const StepBackward<T> step = s >= 0 ? layer.step(s) : layer.before_first();
+    resident_product<T, ROWS, 1>(shape, H, memory);
+    each_resident_sum<T, 1>(shape, H, rows, memory, [&](int row, int unit, const Vector<W, 1>& sum) {
+      const W dh = reaching_h(step, first + row, unit, sum.at[0]);
+      if (s < 0) {
+        step.dh[int64_t(first + row) * H + unit] += dh;
+        return;
+      }
+      const Quad<T> d_pre = unit_backward<T, KIND>(step, first + row, unit, dh);
+      Quad<W> wide;
+      for (int gate = 0; gate < 4; ++gate) wide.at[gate] = widen(d_pre.at[gate]);
+      reinterpret_cast<Quad<W>*>(memory.a)[row * H + unit] = wide;
+    });
   }
 }
 

@@ -21,46 +21,46 @@ __device__ Wide<T> reaching_h(const StepBackward<T>& s, int row, int unit, Wide<
   return total - passing;
 }
 
-// What comes back to h through U; recurrent dropout has its part in it.
+// What comes back to h through U at a thread's places; recurrent dropout has its part in it.
 template <class T, int ROWS>
-__device__ void product_through_u(const StepBackward<T>& s, int panel, int first_row, Wide<T> (&sum)[ROWS][4]) {
+__device__ void product_through_u(const StepBackward<T>& s, const Tile& tile, Wide<T> (&sum)[kPlaces<ROWS, 1>]) {
   const CellVariant<T>& variant = s.variant;
-  if (!variant.h_scales) return product<T, ROWS>(s.recurrent, panel, first_row, s.rows, sum);
-  for (int i = 0; i < ROWS; ++i)
-    for (int j = 0; j < 4; ++j) sum[i][j] = 0;
+  const bool scaled = variant.h_scales;
   Operand<T> operand = s.recurrent;
-  for (int gate = 0; gate < variant.scale_gates; ++gate) {
+  for (int gate = 0; gate < (scaled ? variant.scale_gates : 1); ++gate) {
     if (variant.per_gate()) operand.only = gate;
-    Wide<T> part[ROWS][4];
-    product<T, ROWS>(operand, panel, first_row, s.rows, part);
-    const T* scales = variant.h_scales + int64_t(gate) * s.rows * s.output;
+    product<T, ROWS>(operand, tile);
+    const T* const scales = variant.h_scales + int64_t(gate) * s.rows * s.output;
 #pragma unroll
-    for (int i = 0; i < ROWS; ++i)
-#pragma unroll
-      for (int j = 0; j < 4; ++j) {
-        const int row = first_row + row_of_thread(i), unit = panel * kPanel + quad_of_thread() * 4 + j;
-        if (row < s.rows && unit < s.output) sum[i][j] += part[i][j] * widen(scales[int64_t(row) * s.output + unit]);
-      }
+    for (int i = 0; i < kPlaces<ROWS, 1>; ++i) {
+      const Place place = place_of_thread<ROWS, 1>(tile, i);
+      const Wide<T> found = sum_of_tile<T, ROWS, 1>(i).at[0];
+      if (!scaled)
+        sum[i] = found;
+      else if (place.there && place.column < s.output)
+        sum[i] += found * widen(scales[int64_t(place.row) * s.output + place.column]);
+    }
   }
 }
 
 // dh of a step: with projection before each step, and before the first one for the initial state's.
 template <class T, int ROWS>
-__global__ void __launch_bounds__(kThreads, 2) gradient_of_h(const StepBackward<T> s) {
+__global__ void __launch_bounds__(kThreads, kBlocksAtOnce<T>) gradient_of_h(const StepBackward<T> s) {
   using W = Wide<T>;
-  const int panel = int(blockIdx.x), first_row = int(blockIdx.y) * kRowThreads * ROWS;
-  W sum[ROWS][4];
-  product_through_u<T, ROWS>(s, panel, first_row, sum);
-  for (int i = 0; i < ROWS; ++i)
-    for (int j = 0; j < 4; ++j) {
-      const int row = first_row + row_of_thread(i), unit = panel * kPanel + quad_of_thread() * 4 + j;
-      if (row >= s.rows || unit >= s.output) continue;
-      const W dh = reaching_h(s, row, unit, element(row_of(sum, i).at, j));
-      if (s.dh_out)
-        s.dh_out[int64_t(row) * s.output + unit] = narrow<T>(dh);
-      else
-        s.dh[int64_t(row) * s.output + unit] += dh;
-    }
+  const Tile tile = tile_of_block<ROWS>(s.rows);
+  W sum[kPlaces<ROWS, 1>] = {};
+  product_through_u<T, ROWS>(s, tile, sum);
+#pragma unroll
+  for (int i = 0; i < kPlaces<ROWS, 1>; ++i) {
+    const Place place = place_of_thread<ROWS, 1>(tile, i);
+    const int row = place.row, unit = place.column;
+    if (!place.there || unit >= s.output) continue;
+    const W dh = reaching_h(s, row, unit, sum[i]);
+    if (s.dh_out)
+      s.dh_out[int64_t(row) * s.output + unit] = narrow<T>(dh);
+    else
+      s.dh[int64_t(row) * s.output + unit] += dh;
+  }
 }
 
 // c of one unit as its cell got it in forward.
@@ -117,29 +117,29 @@ __device__ Quad<T> unit_backward(const StepBackward<T>& s, int row, int unit, Wi
                                                     narrow<T>(d.d_pre.o)};
 }
 
-// What comes back to the cells of a tile: to o * tanh(c) through the projection, or to h through U.
+// What comes back to the cells of a thread's places: to o * tanh(c) through the projection, or to h through U.
 template <class T, int ROWS>
-__device__ void sums_of_step(const StepBackward<T>& s, int panel, int first_row, Wide<T> (&sum)[ROWS][4]) {
-  if (s.dh_out)
-    product<T, ROWS>(s.projected, panel, first_row, s.rows, sum);
-  else
-    product_through_u<T, ROWS>(s, panel, first_row, sum);
+__device__ void sums_of_step(const StepBackward<T>& s, const Tile& tile, Wide<T> (&sum)[kPlaces<ROWS, 1>]) {
+  if (!s.dh_out) return product_through_u<T, ROWS>(s, tile, sum);
+  product<T, ROWS>(s.projected, tile);
+#pragma unroll
+  for (int i = 0; i < kPlaces<ROWS, 1>; ++i) sum[i] = sum_of_tile<T, ROWS, 1>(i).at[0];
 }
 
-// Blocks: panels of units by tiles of rows.
+// Blocks: tiles of columns, which are units, by tiles of rows.
 template <class T, int ROWS, CellKind KIND>
-__global__ void __launch_bounds__(kThreads, 2) step_backward(const StepBackward<T> s) {
+__global__ void __launch_bounds__(kThreads, kBlocksAtOnce<T>) step_backward(const StepBackward<T> s) {
   using W = Wide<T>;
-  const int panel = int(blockIdx.x), first_row = int(blockIdx.y) * kRowThreads * ROWS;
-  W sum[ROWS][4];
-  sums_of_step<T, ROWS>(s, panel, first_row, sum);
-  for (int i = 0; i < ROWS; ++i)
-    for (int j = 0; j < 4; ++j) {
-      const int row = first_row + row_of_thread(i), unit = panel * kPanel + quad_of_thread() * 4 + j;
-      if (row >= s.rows || unit >= s.hidden) continue;
-      const W through = element(row_of(sum, i).at, j), dh = s.dh_out ? through : reaching_h(s, row, unit, through);
-      unit_backward<T, KIND>(s, row, unit, dh);
-    }
+  const Tile tile = tile_of_block<ROWS>(s.rows);
+  W sum[kPlaces<ROWS, 1>] = {};
+  sums_of_step<T, ROWS>(s, tile, sum);
+#pragma unroll
+  for (int i = 0; i < kPlaces<ROWS, 1>; ++i) {
+    const Place place = place_of_thread<ROWS, 1>(tile, i);
+    if (!place.there || place.column >= s.hidden) continue;
+    unit_backward<T, KIND>(s, place.row, place.column,
+                           s.dh_out ? sum[i] : reaching_h(s, place.row, place.column, sum[i]));
+  }
 }
 
 }  // namespace fastlstm::gpu

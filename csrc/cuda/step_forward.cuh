@@ -105,59 +105,49 @@ __device__ T unit_forward(const StepForward<T>& s, int row, int unit, const Quad
   return s.m[at] = held ? T(0.0f) : narrow<T>(now.h);
 }
 
-// The recurrent sums of all gates, where each has h with a mask of its own.
-template <class T, int ROWS>
-__device__ void product_per_gate(const StepForward<T>& s, int panel, int first_row, Wide<T> (&sum)[ROWS][4]) {
+// The sums of a thread's places, which are units; none counts where all rows of the tile are held.
+template <class T, int ROWS, CellKind KIND>
+__device__ Quad<Wide<T>> sums_of_step(const StepForward<T>& s, const Tile& tile) {
+  if (!any_counts(s.flags, tile)) return {};
   Operand<T> operand = s.recurrent;
-  for (int gate = 0; gate < 4; ++gate, operand.scales += int64_t(s.rows) * operand.depth) {
-    Wide<T> all[ROWS][4];
-    product<T, ROWS>(operand, panel, first_row, s.rows, all);
+  product<T, ROWS>(operand, tile);
+  Quad<Wide<T>> sum = sum_of_tile<T, ROWS, 4>(0);
+  for (int gate = 1; gate < 4 && KIND != kPlain && s.variant.per_gate(); ++gate) {  // each has h with a mask of its own
+    operand.scales += int64_t(s.rows) * operand.depth;
+    product<T, ROWS>(operand, tile);
+    const Quad<Wide<T>> of_all = sum_of_tile<T, ROWS, 4>(0);
 #pragma unroll
-    for (int i = 0; i < ROWS; ++i)
-#pragma unroll
-      for (int j = 0; j < 4; ++j) sum[i][j] = j == gate ? all[i][j] : sum[i][j];
+    for (int j = 1; j < 4; ++j) sum.at[j] = j == gate ? of_all.at[j] : sum.at[j];
   }
+  return sum;
 }
 
-// The recurrent sums of a tile, which stay as they are where none of its rows counts.
+// Blocks: tiles of columns, which are gates, by tiles of rows.
 template <class T, int ROWS, CellKind KIND>
-__device__ void sums_of_step(const StepForward<T>& s, int panel, int first_row, Wide<T> (&sum)[ROWS][4]) {
-  if (!any_counts<ROWS>(s.flags, first_row, s.rows)) return;
-  if (KIND != kPlain && s.variant.per_gate())
-    product_per_gate<T, ROWS>(s, panel, first_row, sum);
-  else
-    product<T, ROWS>(s.recurrent, panel, first_row, s.rows, sum);
-}
-
-// Blocks: panels of units by tiles of rows.
-template <class T, int ROWS, CellKind KIND>
-__global__ void __launch_bounds__(kThreads, 2) step_forward(const StepForward<T> s) {
-  const int panel = int(blockIdx.x), first_row = int(blockIdx.y) * kRowThreads * ROWS;
-  Wide<T> sum[ROWS][4] = {};
-  sums_of_step<T, ROWS, KIND>(s, panel, first_row, sum);
-  const int unit = panel * kQuads + quad_of_thread();
-  for (int i = 0; i < ROWS; ++i) {
-    const int row = first_row + row_of_thread(i);
-    if (row < s.rows && unit < s.hidden) unit_forward<T, KIND>(s, row, unit, row_of(sum, i));
-  }
+__global__ void __launch_bounds__(kThreads, kBlocksAtOnce<T>) step_forward(const StepForward<T> s) {
+  static_assert(kPlaces<ROWS, 4> == 1);
+  const Tile tile = tile_of_block<ROWS>(s.rows);
+  const Quad<Wide<T>> sum = sums_of_step<T, ROWS, KIND>(s, tile);
+  const Place place = place_of_thread<ROWS, 4>(tile, 0);
+  if (place.there && place.column < 4 * s.hidden) unit_forward<T, KIND>(s, place.row, place.column / 4, sum);
 }
 
 // h = m . w_p^T
 template <class T, int ROWS>
-__global__ void __launch_bounds__(kThreads, 2)
+__global__ void __launch_bounds__(kThreads, kBlocksAtOnce<T>)
     project_forward(const StepForward<T> s, const Operand<T> m, const int output) {
   using W = Wide<T>;
-  const int panel = int(blockIdx.x), first_row = int(blockIdx.y) * kRowThreads * ROWS;
-  W sum[ROWS][4];
-  product<T, ROWS>(m, panel, first_row, s.rows, sum);
-  for (int i = 0; i < ROWS; ++i)
-    for (int j = 0; j < 4; ++j) {
-      const int row = first_row + row_of_thread(i), unit = panel * kPanel + quad_of_thread() * 4 + j;
-      if (row >= s.rows || unit >= output) continue;
-      const W h = element(row_of(sum, i).at, j);
-      const W keep = kept<W>(s.variant.draws, Drawn::kZoneoutH, s.variant.options.zoneout_h, s.t, row, unit);
-      deliver(s, row, unit, output, zoneout(keep, widen(s.h_prev[int64_t(row) * output + unit]), h));
-    }
+  const Tile tile = tile_of_block<ROWS>(s.rows);
+  product<T, ROWS>(m, tile);
+#pragma unroll
+  for (int i = 0; i < kPlaces<ROWS, 1>; ++i) {
+    const Place place = place_of_thread<ROWS, 1>(tile, i);
+    const int row = place.row, unit = place.column;
+    if (!place.there || unit >= output) continue;
+    const W h = sum_of_tile<T, ROWS, 1>(i).at[0];
+    const W keep = kept<W>(s.variant.draws, Drawn::kZoneoutH, s.variant.options.zoneout_h, s.t, row, unit);
+    deliver(s, row, unit, output, zoneout(keep, widen(s.h_prev[int64_t(row) * output + unit]), h));
+  }
 }
 
 }  // namespace fastlstm::gpu
