@@ -12,6 +12,7 @@ void RaceCheck::begin(size_t blocks, size_t threads_per_block) {
   active_ = wanted && kernels_are_instrumented;
   if (!active_) return;
   ++launch_;
+  if (pages_.size() > kMostPages) pages_.clear(), std::fill(std::begin(recent_), std::end(recent_), Recent{});
   threads_per_block_ = threads_per_block;
   threads_.assign(blocks * threads_per_block, Knowledge{});
   for (size_t block = 0; block < blocks; ++block) {

@@ -51,6 +51,7 @@ class RaceCheck {
     std::vector<Cell> cells;
   };
   static constexpr uintptr_t kPageBytes = 4096;
+  static constexpr size_t kMostPages = 2048;  // that a launch takes over from others, whose shared memory lay elsewhere
 
   Page& page_of(uintptr_t address);
   void check_range(const void* at, size_t bytes, Access access);
