@@ -22,7 +22,7 @@ namespace fastlstm::gpu {
 template <class V>
 using Elem = V;
 template <class V>
-using Bits = std::conditional_t<sizeof(V) == 4, uint32_t, uint64_t>;
+using Bits = std::conditional_t<sizeof(V) == 2, uint16_t, std::conditional_t<sizeof(V) == 4, uint32_t, uint64_t>>;
 
 template <class V>
 DEVICE inline Bits<V> bits_of(V x) {
@@ -33,7 +33,7 @@ DEVICE inline Bits<V> bits_of(V x) {
 template <class V>
 DEVICE inline V from_bits(Bits<V> bits) {
   V x;
-  memcpy(&x, &bits, sizeof x);
+  memcpy(static_cast<void*>(&x), &bits, sizeof x);
   return x;
 }
 template <class V>
@@ -129,13 +129,75 @@ __device__ inline bool mutated([[maybe_unused]] const char* name) {
 #endif
 }
 
-// Of what other blocks have written: not from this processor's own cache.
-template <class T>
-__device__ inline T load_shared_by_grid(const T* from) {
+// Neighbours that other blocks read and write at the same time: each of them is whole, and nothing else is ordered. One access,
+// past this processor's own cache.
+template <int N, class T>
+__device__ inline Vector<T, N> load_relaxed(const T* from) {
+  constexpr size_t kBytes = N * sizeof(T);
+  static_assert(kBytes == 2 || kBytes == 4 || kBytes == 8 || kBytes == 16);
+  Vector<T, N> values;
+  [[maybe_unused]] void* const to = &values;
 #if defined(FASTLSTM_EMULATION)
-  return *from;
-#else
-  return __ldcg(from);
+  emulation::relaxed_load(to, from, sizeof(T), N);
+#elif defined(__CUDACC__)
+  const size_t at = __cvta_generic_to_global(from);
+  if constexpr (kBytes == 2) {
+    uint16_t w;
+    asm volatile("ld.relaxed.gpu.global.b16 %0, [%1];" : "=h"(w) : "l"(at));
+    memcpy(to, &w, kBytes);
+  } else if constexpr (kBytes == 4) {
+    uint32_t w;
+    asm volatile("ld.relaxed.gpu.global.b32 %0, [%1];" : "=r"(w) : "l"(at));
+    memcpy(to, &w, kBytes);
+  } else if constexpr (kBytes == 8) {
+    uint2 w;
+    asm volatile("ld.relaxed.gpu.global.v2.b32 {%0, %1}, [%2];" : "=r"(w.x), "=r"(w.y) : "l"(at));
+    memcpy(to, &w, kBytes);
+  } else {
+    uint4 w;
+    asm volatile("ld.relaxed.gpu.global.v4.b32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(w.x), "=r"(w.y), "=r"(w.z), "=r"(w.w)
+                 : "l"(at));
+    memcpy(to, &w, kBytes);
+  }
+#endif
+  return values;
+}
+
+template <int N, class T>
+__device__ inline void store_relaxed(T* to, const Vector<T, N>& values) {
+  constexpr size_t kBytes = N * sizeof(T);
+  static_assert(kBytes == 2 || kBytes == 4 || kBytes == 8 || kBytes == 16);
+#if defined(FASTLSTM_EMULATION)
+  emulation::relaxed_store(to, &values, sizeof(T), N);
+#elif defined(__CUDACC__)
+  const size_t at = __cvta_generic_to_global(to);
+  if constexpr (kBytes == 2) {
+    uint16_t w;
+    memcpy(&w, &values, kBytes);
+    asm volatile("st.relaxed.gpu.global.b16 [%0], %1;" ::"l"(at), "h"(w) : "memory");
+  } else if constexpr (kBytes == 4) {
+    uint32_t w;
+    memcpy(&w, &values, kBytes);
+    asm volatile("st.relaxed.gpu.global.b32 [%0], %1;" ::"l"(at), "r"(w) : "memory");
+  } else if constexpr (kBytes == 8) {
+    uint2 w;
+    memcpy(&w, &values, kBytes);
+    asm volatile("st.relaxed.gpu.global.v2.b32 [%0], {%1, %2};" ::"l"(at), "r"(w.x), "r"(w.y) : "memory");
+  } else {
+    uint4 w;
+    memcpy(&w, &values, kBytes);
+    asm volatile("st.relaxed.gpu.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(at), "r"(w.x), "r"(w.y), "r"(w.z),
+                 "r"(w.w)
+                 : "memory");
+  }
+#endif
+}
+
+// What a thread does before it reads again what was not there.
+__device__ inline void read_in_vain() {
+#if defined(FASTLSTM_EMULATION)
+  emulation::wait_for_others();
 #endif
 }
 

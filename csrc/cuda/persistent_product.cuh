@@ -60,24 +60,27 @@ __device__ void load_columns(const T* panels, int depth, int columns, const Pers
   }
 }
 
-// tile [shape.rows][depth_at_once + kVector] = the operand's rows from first_row on, its columns from begin on: what all blocks
-// have written before they met. Zeros fill it up to the rows and the depth.
+// tile [shape.rows][depth_at_once + kVector] = the operand's rows from first_row on, its columns from begin on, as soon as other
+// blocks have written them. Zeros fill it up to the rows and the depth.
 template <class T, bool TENSOR, int VECTOR>
 __device__ void load_tile(const Operand<T>& operand, const PersistentShape& shape, int first_row, int rows, int begin,
-                          int depth, T* tile) {
-  using Access = std::conditional_t<VECTOR == 1, T, uint4>;
+                          int depth, T* tile, Patience& patience) {
   const int stride = shape.depth_at_once + kVector<T>;
   for (int row = int(threadIdx.x) / 32; row < shape.rows; row += kWarps) {
     const T* const from = operand.a + int64_t(first_row + row) * operand.depth + begin;
     for (int k = int(threadIdx.x) % 32 * VECTOR; k < depth; k += 32 * VECTOR) {
       const bool there = first_row + row < rows && begin + k < operand.depth;
-      T values[VECTOR] = {};
+      Vector<T, VECTOR> values;
+      for (int i = 0; i < VECTOR; ++i) values.at[i] = T(0.0f);
       if (there) {
-        const Access loaded = load_shared_by_grid(reinterpret_cast<const Access*>(from + k));
-        memcpy(static_cast<void*>(values), &loaded, sizeof loaded);
+        values = load_relaxed<VECTOR>(from + k);
+        for (unsigned reads = 1; !all_written(values) && !mutated("load_tile: not waited for"); ++reads) {
+          if (!patience.is_left(reads)) break;
+          values = load_relaxed<VECTOR>(from + k);
+        }
       }
-      for (int i = 0; i < VECTOR; ++i) values[i] = there ? as_factor<TENSOR>(values[i]) : T(0.0f);
-      memcpy(static_cast<void*>(tile + row * stride + k), values, sizeof values);
+      for (int i = 0; i < VECTOR; ++i) values.at[i] = as_factor<TENSOR>(values.at[i]);
+      *reinterpret_cast<Vector<T, VECTOR>*>(tile + row * stride + k) = values;
     }
   }
 }
@@ -85,14 +88,14 @@ __device__ void load_tile(const Operand<T>& operand, const PersistentShape& shap
 // The same between two barriers. Returns the depth that it loaded, a multiple of kMmaDepth for tensor cores.
 template <class T, bool TENSOR>
 __device__ int next_tile(const Operand<T>& operand, const PersistentShape& shape, int first_row, int rows, int begin,
-                         T* tile) {
+                         T* tile, Patience& patience) {
   int depth = operand.depth - begin < shape.depth_at_once ? operand.depth - begin : shape.depth_at_once;
   if (TENSOR) depth = (depth + kMmaDepth - 1) / kMmaDepth * kMmaDepth;
   if (!mutated("next_tile: first barrier")) __syncthreads();  // all have read the tile before
   if (operand.depth % kVector<T> == 0)
-    load_tile<T, TENSOR, kVector<T>>(operand, shape, first_row, rows, begin, depth, tile);
+    load_tile<T, TENSOR, kVector<T>>(operand, shape, first_row, rows, begin, depth, tile, patience);
   else
-    load_tile<T, TENSOR, 1>(operand, shape, first_row, rows, begin, depth, tile);
+    load_tile<T, TENSOR, 1>(operand, shape, first_row, rows, begin, depth, tile, patience);
   if (!mutated("next_tile: second barrier")) __syncthreads();
   return depth;
 }
@@ -100,7 +103,7 @@ __device__ int next_tile(const Operand<T>& operand, const PersistentShape& shape
 // Calls each(row, quad, sum) for all rows of the tile and all quads of the block, some by each thread.
 template <class T, int ROWS, class Each>
 __device__ void fma_product(const Operand<T>& operand, const PersistentShape& shape, int first_row, int rows,
-                            const T* w, T* tile, Each each) {
+                            const T* w, T* tile, Patience& patience, Each each) {
   using W = Wide<T>;
   const int quad = int(threadIdx.x) % shape.quads, first = int(threadIdx.x) / shape.quads;
   const int stride = shape.depth_at_once + kVector<T>;
@@ -109,7 +112,7 @@ __device__ void fma_product(const Operand<T>& operand, const PersistentShape& sh
   for (int i = 0; i < ROWS; ++i)
     for (int j = 0; j < 4; ++j) sum[i][j] = 0;
   for (int begin = 0; begin < operand.depth; begin += shape.depth_at_once) {
-    const int depth = next_tile<T, false>(operand, shape, first_row, rows, begin, tile);
+    const int depth = next_tile<T, false>(operand, shape, first_row, rows, begin, tile, patience);
     for (int part_begin = 0; part_begin < depth && !idle; part_begin += kDepth) {
       const int end = depth - part_begin < kDepth ? depth : part_begin + kDepth;
       W part[ROWS][4] = {};
@@ -131,7 +134,7 @@ __device__ void fma_product(const Operand<T>& operand, const PersistentShape& sh
 // sums depend on others; what the warps have found is then summed in order.
 template <class T, int ROWS, class Each>
 __device__ void mma_product(const Operand<T>& operand, const PersistentShape& shape, int first_row, int rows,
-                            const T* w, T* tile, Each each) {
+                            const T* w, T* tile, Patience& patience, Each each) {
   namespace wmma = nvcuda::wmma;
   using Factor = typename MmaFactor<T>::type;
   constexpr int K = MmaFactor<T>::kDepth, kElements = kMmaEdge * kMmaEdge;
@@ -143,7 +146,7 @@ __device__ void mma_product(const Operand<T>& operand, const PersistentShape& sh
   for (int i = 0; i < ROWS; ++i) wmma::fill_fragment(sum[i], 0.0f);
 
   for (int begin = 0; begin < operand.depth; begin += shape.depth_at_once) {
-    const int depth = next_tile<T, true>(operand, shape, first_row, rows, begin, tile);
+    const int depth = next_tile<T, true>(operand, shape, first_row, rows, begin, tile, patience);
     const int first = (split + splits - begin / K % splits) % splits * K;
     for (int k = first; k < depth && !idle; k += splits * K) {
       wmma::fragment<wmma::matrix_b, kMmaEdge, kMmaEdge, K, Factor, wmma::col_major> of_w;

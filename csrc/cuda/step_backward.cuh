@@ -113,8 +113,9 @@ __device__ Quad<T> unit_backward(const StepBackward<T>& s, int row, int unit, Wi
   }
   s.dc[at] = d.dc_prev;
   if (s.m) s.m[at] = narrow<T>(d.m);
-  return reinterpret_cast<Quad<T>*>(s.d_pre)[at] = {narrow<T>(d.d_pre.i), narrow<T>(d.d_pre.f), narrow<T>(d.d_pre.g),
-                                                    narrow<T>(d.d_pre.o)};
+  const Quad<T> d_pre{narrow<T>(d.d_pre.i), narrow<T>(d.d_pre.f), narrow<T>(d.d_pre.g), narrow<T>(d.d_pre.o)};
+  publish(s.d_pre + at * 4, d_pre);
+  return d_pre;
 }
 
 // What comes back to the cells of a tile: to o * tanh(c) through the projection, or to h through U.

@@ -48,7 +48,7 @@ __device__ T deliver(const StepForward<T>& s, int row, int unit, int output, Wid
   const bool held = is_set(s.flags, row, kHeld), cut_next = is_set(s.cut_next, row, kCut);
   const T narrowed = held ? s.h_prev[int64_t(row) * output + unit] : narrow<T>(h);
   const T next = cut_next && !mutated("deliver: h survives a cut") ? T(0.0f) : narrowed;
-  s.h_next[int64_t(row) * output + unit] = next;
+  publish(s.h_next + int64_t(row) * output + unit, next);
   if (s.y && !mutated("deliver: y forgotten")) s.y.row(s.t, row)[unit] = held && !s.repeat ? T(0.0f) : narrowed;
   return next;
 }
