@@ -194,6 +194,39 @@ __device__ inline void store_relaxed(T* to, const Vector<T, N>& values) {
 #endif
 }
 
+// A value on its way from memory, as it lies there: nobody waits for it until it is taken for what it is.
+template <class T>
+class Brought {
+ public:
+  Brought() = default;
+  __device__ explicit Brought(const T* from) : words_(*reinterpret_cast<const Words*>(from)) {}
+  __device__ operator T() const {
+    T value;
+    memcpy(static_cast<void*>(&value), &words_, sizeof value);
+    return value;
+  }
+
+ private:
+  using Word = std::conditional_t<sizeof(T) % 4 == 0, uint32_t, uint16_t>;
+  using Words = Vector<Word, sizeof(T) / sizeof(Word)>;
+  Words words_;
+};
+
+// Into the cache of all processors; nobody waits for it.
+__device__ inline void prefetch([[maybe_unused]] const void* from) {
+#if defined(__CUDACC__)
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(__cvta_generic_to_global(from)));
+#endif
+}
+
+// s, of which the compiler has forgotten what it knew: what is computed from it is computed anew, not kept in registers.
+__device__ inline int64_t anew(int64_t s) {
+#if defined(__CUDACC__)
+  asm volatile("" : "+l"(s));
+#endif
+  return s;
+}
+
 // What a thread does before it reads again what was not there.
 __device__ inline void read_in_vain() {
 #if defined(FASTLSTM_EMULATION)

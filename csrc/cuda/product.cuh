@@ -9,6 +9,7 @@ namespace fastlstm::gpu {
 constexpr int kRowThreads = 8;
 constexpr int kThreads = kQuads * kRowThreads;
 constexpr int kDepth = 32;                // of a part that lies in shared memory
+constexpr int kSlices = 8;                // which the parts of the depth go to by turns
 constexpr int kDepthStride = kDepth + 4;  // rows start in different banks
 
 template <class T, int ROWS>
