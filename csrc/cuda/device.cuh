@@ -129,39 +129,48 @@ __device__ inline bool mutated([[maybe_unused]] const char* name) {
 #endif
 }
 
+// A value as it lies in memory. On its way from there, nobody waits for it until it is taken for what it is.
+template <class V>
+class Brought {
+ public:
+  using Word = std::conditional_t<sizeof(V) % 4 == 0, uint32_t, uint16_t>;
+  static constexpr int kWords = sizeof(V) / sizeof(Word);
+  Vector<Word, kWords> words;
+
+  Brought() = default;
+  __device__ explicit Brought(const V* from) : words(*reinterpret_cast<const Vector<Word, kWords>*>(from)) {}
+  __device__ operator V() const {
+    V value;
+    memcpy(static_cast<void*>(&value), &words, sizeof value);
+    return value;
+  }
+  __device__ void leave(V* to) const { *reinterpret_cast<Vector<Word, kWords>*>(to) = words; }
+};
+
 // Neighbours that other blocks read and write at the same time: each of them is whole, and nothing else is ordered. One access,
-// past this processor's own cache.
-template <int N, class T>
-__device__ inline Vector<T, N> load_relaxed(const T* from) {
+// past this processor's own cache. What is not wanted stays as it is.
+template <class T, int N>
+__device__ inline void load_relaxed(Brought<Vector<T, N>>& to, const T* from, unsigned wanted = 1) {
   constexpr size_t kBytes = N * sizeof(T);
   static_assert(kBytes == 2 || kBytes == 4 || kBytes == 8 || kBytes == 16);
-  Vector<T, N> values;
-  [[maybe_unused]] void* const to = &values;
+  [[maybe_unused]] auto& w = to.words.at;
 #if defined(FASTLSTM_EMULATION)
-  emulation::relaxed_load(to, from, sizeof(T), N);
+  if (wanted) emulation::relaxed_load(w, from, sizeof(T), N);
 #elif defined(__CUDACC__)
+#define WHERE(wanted, load) "{\n.reg .pred p;\nsetp.ne.u32 p, " wanted ", 0;\n@p ld.relaxed.gpu.global." load ";\n}"
   const size_t at = __cvta_generic_to_global(from);
-  if constexpr (kBytes == 2) {
-    uint16_t w;
-    asm volatile("ld.relaxed.gpu.global.b16 %0, [%1];" : "=h"(w) : "l"(at));
-    memcpy(to, &w, kBytes);
-  } else if constexpr (kBytes == 4) {
-    uint32_t w;
-    asm volatile("ld.relaxed.gpu.global.b32 %0, [%1];" : "=r"(w) : "l"(at));
-    memcpy(to, &w, kBytes);
-  } else if constexpr (kBytes == 8) {
-    uint2 w;
-    asm volatile("ld.relaxed.gpu.global.v2.b32 {%0, %1}, [%2];" : "=r"(w.x), "=r"(w.y) : "l"(at));
-    memcpy(to, &w, kBytes);
-  } else {
-    uint4 w;
-    asm volatile("ld.relaxed.gpu.global.v4.b32 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(w.x), "=r"(w.y), "=r"(w.z), "=r"(w.w)
-                 : "l"(at));
-    memcpy(to, &w, kBytes);
-  }
+  if constexpr (kBytes == 2)
+    asm volatile(WHERE("%2", "b16 %0, [%1]") : "+h"(w[0]) : "l"(at), "r"(wanted));
+  else if constexpr (kBytes == 4)
+    asm volatile(WHERE("%2", "b32 %0, [%1]") : "+r"(w[0]) : "l"(at), "r"(wanted));
+  else if constexpr (kBytes == 8)
+    asm volatile(WHERE("%3", "v2.b32 {%0, %1}, [%2]") : "+r"(w[0]), "+r"(w[1]) : "l"(at), "r"(wanted));
+  else
+    asm volatile(WHERE("%5", "v4.b32 {%0, %1, %2, %3}, [%4]")
+                 : "+r"(w[0]), "+r"(w[1]), "+r"(w[2]), "+r"(w[3])
+                 : "l"(at), "r"(wanted));
+#undef WHERE
 #endif
-  return values;
 }
 
 template <int N, class T>
@@ -193,24 +202,6 @@ __device__ inline void store_relaxed(T* to, const Vector<T, N>& values) {
   }
 #endif
 }
-
-// A value on its way from memory, as it lies there: nobody waits for it until it is taken for what it is.
-template <class T>
-class Brought {
- public:
-  Brought() = default;
-  __device__ explicit Brought(const T* from) : words_(*reinterpret_cast<const Words*>(from)) {}
-  __device__ operator T() const {
-    T value;
-    memcpy(static_cast<void*>(&value), &words_, sizeof value);
-    return value;
-  }
-
- private:
-  using Word = std::conditional_t<sizeof(T) % 4 == 0, uint32_t, uint16_t>;
-  using Words = Vector<Word, sizeof(T) / sizeof(Word)>;
-  Words words_;
-};
 
 // Into the cache of all processors; nobody waits for it.
 __device__ inline void prefetch([[maybe_unused]] const void* from) {

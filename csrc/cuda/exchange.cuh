@@ -15,18 +15,18 @@ __device__ bool is_written(T x) {
   return bits_of(x) != kUnwritten<T>;
 }
 
-// Of 16 bits, two lie in a word: in the lower half w + 1, in the upper half w + 0x10000 carries out of the half that is all ones,
-// and then its highest bit, which w has, goes.
+// Whether all of them are. Of 16 bits, two lie in a word w: the highest bit of a half is 1 in w and 0 in w + 0x00010001 if all its
+// bits are 1, and for the upper half also if those of the lower half are.
 template <class T, int N>
-__device__ bool all_written(const Vector<T, N>& values) {
-  if constexpr (sizeof(T) == 2 && N % 2 == 0) {
-    uint32_t words[N / 2], lost = 0;
-    memcpy(words, &values, sizeof words);
-    for (int i = 0; i < N / 2; ++i) lost |= words[i] & ~(words[i] + 0x00010001u);
+__device__ bool all_written(const Brought<Vector<T, N>>& values) {
+  const auto& w = values.words.at;
+  if constexpr (sizeof(T) == 2 && N > 1) {
+    uint32_t lost = 0;
+    for (int i = 0; i < N / 2; ++i) lost |= w[i] & ~(w[i] + 0x00010001u);
     return !(lost & 0x80008000u);
   } else {
     bool all = true;
-    for (int i = 0; i < N; ++i) all = all && is_written(values.at[i]);
+    for (int i = 0; i < N; ++i) all = all && is_written(Vector<T, N>(values).at[i]);
     return all;
   }
 }
@@ -69,7 +69,11 @@ class Patience {
       store_relaxed(failure_.here, Vector<unsigned, 1>{{1}});
       *static_cast<volatile unsigned*>(failure_.on_host) = 1;
     }
-    if (reads % 1024 == 0) lost_ = lost_ || load_relaxed<1>(failure_.here).at[0];
+    if (reads % 1024 == 0) {
+      Brought<Vector<unsigned, 1>> failed;
+      load_relaxed(failed, failure_.here);
+      lost_ = lost_ || failed.words.at[0];
+    }
     return !lost_;
   }
 

@@ -6,20 +6,6 @@
 
 namespace fastlstm::gpu {
 
-// Runs the cells of a tile, some in each thread. What they read beside the product is on its way while the product waits for
-// other blocks.
-template <class Inputs, class Product, class Cell>
-__device__ void cells_of_tile(int cells, Inputs inputs_of, Product product, Cell cell) {
-  int i = int(threadIdx.x);
-  auto next = inputs_of(i);
-  product();
-  for (; i < cells; i += kPersistentThreads) {
-    const auto inputs = next;
-    next = inputs_of(i + kPersistentThreads);
-    cell(i, inputs);
-  }
-}
-
 // A cell of a tile: its row and unit in the layer, and in the tile. Threads that are neighbours have neighbouring units.
 struct TileCell {
   int row, unit, tile_row, tile_unit;
@@ -32,6 +18,23 @@ struct TileCell {
   }
 };
 
+// Runs the cells of a tile, some in each thread. What they read beside the product is on its way while the product waits for
+// other blocks.
+template <class Place, class Inputs, class Product, class Cell>
+__device__ void cells_of_tile(int cells, Place place, Inputs inputs_of, Product product, Cell cell) {
+  int i = int(threadIdx.x);
+  TileCell next_at = place(i);
+  auto next = inputs_of(next_at);
+  product();
+  while (i < cells) {
+    const TileCell at = next_at;
+    const auto inputs = next;
+    i += kPersistentThreads;
+    if (i < cells) next_at = place(i), next = inputs_of(next_at);
+    if (at.there) cell(at, inputs);
+  }
+}
+
 template <class T, int ROWS, CellKind KIND, bool TENSOR>
 __global__ void __launch_bounds__(kPersistentThreads, 1)
     persistent_forward(const LayerForward<T> layer, const PersistentShape shape, const Failure failure) {
@@ -41,24 +44,21 @@ __global__ void __launch_bounds__(kPersistentThreads, 1)
 
   load_columns<T, TENSOR>(layer.recurrent, H, 4 * H, shape, memory.w);
   for (int64_t s = 0; s < layer.shape.T; ++s) {
-    const StepForward<T> step = layer.step(s);
+    const auto step_now = [&] { return layer.step(anew(s)); };
+    const Operand<T> operand = step_now().recurrent;
     for (int first = 0; first < B; first += shape.rows) {
-      const TileOf<T> tile{step.recurrent, shape, first, B};
-      const auto cell = [&](int i) { return TileCell(i, shape.quads, first, shape.rows, B, H); };
+      const TileOf<T> tile{operand, shape, first, B};
       cells_of_tile(
-          shape.rows * shape.quads,
-          [&](int i) {
-            const TileCell at = cell(i);
+          shape.rows * shape.quads, [&](int i) { return TileCell(i, shape.quads, first, shape.rows, B, H); },
+          [&](const TileCell& at) {
             if (!at.there) return CellInputs<T>{};
             if (s + 1 < layer.shape.T) prefetch_inputs(layer.step(s + 1), at.row, at.unit);
-            return cell_inputs<T, KIND>(step, at.row, at.unit);
+            return cell_inputs<T, KIND>(step_now(), at.row, at.unit);
           },
           [&] { find_sums<T, ROWS, TENSOR>(tile, memory, patience); },
-          [&](int i, const CellInputs<T>& inputs) {
-            const TileCell at = cell(i);
-            if (!at.there) return;
+          [&](const TileCell& at, const CellInputs<T>& inputs) {
             const auto sum = sum_of_splits<4>(tile, memory.sums, at.tile_row, 4 * at.tile_unit);
-            unit_forward<T, KIND>(step, at.row, at.unit, sum, inputs);
+            unit_forward<T, KIND>(step_now(), at.row, at.unit, sum, inputs);
           });
     }
   }
@@ -85,12 +85,10 @@ __global__ void __launch_bounds__(kPersistentThreads, 1)
     const Operand<T> operand = step_now().recurrent;
     for (int first = 0; first < B; first += shape.rows) {
       const TileOf<T> tile{operand, shape, first, B};
-      const auto cell = [&](int i) { return TileCell(i, shape.columns(), first, shape.rows, B, H); };
       cells_of_tile(
-          shape.rows * shape.columns(),
-          [&](int i) {
+          shape.rows * shape.columns(), [&](int i) { return TileCell(i, shape.columns(), first, shape.rows, B, H); },
+          [&](const TileCell& at) {
             BackwardInputs<T> inputs{};
-            const TileCell at = cell(i);
             if (!at.there) return inputs;
             const StepBackward<T> step = step_now();
             inputs.output = output_inputs(step, at.row, at.unit);
@@ -99,9 +97,7 @@ __global__ void __launch_bounds__(kPersistentThreads, 1)
             return inputs;
           },
           [&] { find_sums<T, ROWS, TENSOR>(tile, memory, patience); },
-          [&](int i, const BackwardInputs<T>& inputs) {
-            const TileCell at = cell(i);
-            if (!at.there) return;
+          [&](const TileCell& at, const BackwardInputs<T>& inputs) {
             const StepBackward<T> step = step_now();
             const Wide<T> through_u = sum_of_splits<1>(tile, memory.sums, at.tile_row, at.tile_unit).at[0];
             const Wide<T> dh = reaching_h(step, at.row, at.unit, through_u, inputs.output);

@@ -80,6 +80,17 @@ __device__ T as_factor(T x) {
     return x;
 }
 
+template <bool TENSOR, class T, int N>
+__device__ Brought<Vector<T, N>> as_factors(const Brought<Vector<T, N>>& numbers) {
+  if constexpr (TENSOR && std::is_same_v<T, float>) {
+    Vector<T, N> factors = numbers;
+    for (int i = 0; i < N; ++i) factors.at[i] = as_factor<TENSOR>(factors.at[i]);
+    return Brought<Vector<T, N>>(&factors);
+  } else {
+    return numbers;
+  }
+}
+
 // The columns of this block, from panels.
 template <class T, bool TENSOR>
 __device__ void load_columns(const T* panels, int depth, int columns, const PersistentShape& shape, T* w) {
@@ -104,6 +115,7 @@ struct TileOf {
 // depth. A warp reads pieces of 32 accesses; some are under way at once, and what has come is not read again.
 template <class T, bool TENSOR, int VECTOR>
 __device__ void load_tile(const TileOf<T>& of, int begin, int depth, T* tile, Patience& patience) {
+  using Piece = Brought<Vector<T, VECTOR>>;
   constexpr int kTogether = 8, kWidth = 32 * VECTOR;
   const int stride = of.shape.depth_at_once + kVector<T>, lane = int(threadIdx.x) % 32 * VECTOR;
   const int across = (depth + kWidth - 1) / kWidth;  // pieces of a row
@@ -111,7 +123,7 @@ __device__ void load_tile(const TileOf<T>& of, int begin, int depth, T* tile, Pa
   const T* const from = of.operand.a + int64_t(of.first_row) * of.operand.depth + begin;
   int next_row = int(threadIdx.x) / 32 / across, next_piece = int(threadIdx.x) / 32 % across;
   while (next_row < of.shape.rows) {
-    Vector<T, VECTOR> values[kTogether];
+    Piece values[kTogether];
     int row[kTogether], k[kTogether];
     unsigned missing = 0;
 #pragma unroll
@@ -121,23 +133,21 @@ __device__ void load_tile(const TileOf<T>& of, int begin, int depth, T* tile, Pa
       if (next_piece >= across) ++next_row, next_piece -= across;
       const bool there = row[i] < of.shape.rows && of.first_row + row[i] < of.rows && begin + k[i] < of.operand.depth;
       missing |= unsigned(there) << i;
-      for (int j = 0; j < VECTOR; ++j) values[i].at[j] = T(0.0f);
+      values[i] = Piece{};
     }
     for (unsigned reads = 1; missing; ++reads) {
 #pragma unroll
       for (int i = 0; i < kTogether; ++i)
-        if (missing >> i & 1) values[i] = load_relaxed<VECTOR>(from + int64_t(row[i]) * of.operand.depth + k[i]);
+        load_relaxed(values[i], from + row[i] * of.operand.depth + k[i], missing & (1u << i));
 #pragma unroll
       for (int i = 0; i < kTogether; ++i)
         if (all_written(values[i])) missing &= ~(1u << i);
       if (mutated("load_tile: not waited for") || (missing && !patience.is_left(reads))) break;
     }
 #pragma unroll
-    for (int i = 0; i < kTogether; ++i) {
-      if (row[i] >= of.shape.rows || k[i] >= depth) continue;
-      for (int j = 0; j < VECTOR; ++j) values[i].at[j] = as_factor<TENSOR>(values[i].at[j]);
-      *reinterpret_cast<Vector<T, VECTOR>*>(tile + row[i] * stride + k[i]) = values[i];
-    }
+    for (int i = 0; i < kTogether; ++i)
+      if (row[i] < of.shape.rows && k[i] < depth)
+        as_factors<TENSOR>(values[i]).leave(reinterpret_cast<Vector<T, VECTOR>*>(tile + row[i] * stride + k[i]));
   }
 }
 
@@ -222,12 +232,14 @@ class MmaProduct {
   }
 
   __device__ void add(const T* tile, const T* w, int begin, int depth) {
+    constexpr int kTogether = ROWS == 1 ? 4 : 2;  // products whose factors are on their way at once
     const int step = of_.shape.splits * kDepth;
     w += column_ * of_.shape.w_stride + begin;
-    for (int k = split_ * kDepth; k < depth && !idle(); k += 2 * step) {
-      multiply(tile, w, k, even_);
-      if (k + step < depth) multiply(tile, w, k + step, odd_);
-    }
+    int k = split_ * kDepth;
+    if (idle()) return;
+    for (; k + (kTogether - 1) * step < depth; k += kTogether * step) multiply<kTogether>(tile, w, k, step);
+    for (; k + step < depth; k += 2 * step) multiply<2>(tile, w, k, step);
+    if (k < depth) multiply<1>(tile, w, k, step);
   }
 
   __device__ void leave(float* sums) {
@@ -250,18 +262,26 @@ class MmaProduct {
   __device__ static int warp() { return int(threadIdx.x) / 32; }
   __device__ bool idle() const { return column_ >= of_.shape.columns(); }
 
-  __device__ void multiply(const T* tile, const T* w, int k, Sum (&sum)[ROWS]) {
+  template <int N>
+  __device__ void multiply(const T* tile, const T* w, int k, int step) {
     namespace wmma = nvcuda::wmma;
     const int stride = of_.shape.depth_at_once + kVector<T>;
-    wmma::fragment<wmma::matrix_b, kMmaEdge, kMmaEdge, kDepth, Factor, wmma::col_major> of_w;
-    wmma::load_matrix_sync(of_w, w + k, unsigned(of_.shape.w_stride));
+    wmma::fragment<wmma::matrix_b, kMmaEdge, kMmaEdge, kDepth, Factor, wmma::col_major> of_w[N];
+    wmma::fragment<wmma::matrix_a, kMmaEdge, kMmaEdge, kDepth, Factor, wmma::row_major> of_a[N][ROWS];
 #pragma unroll
-    for (int i = 0; i < ROWS; ++i) {
-      if (of_.first_row + i * kMmaEdge >= of_.rows) continue;
-      wmma::fragment<wmma::matrix_a, kMmaEdge, kMmaEdge, kDepth, Factor, wmma::row_major> of_a;
-      wmma::load_matrix_sync(of_a, tile + i * kMmaEdge * stride + k, unsigned(stride));
-      wmma::mma_sync(sum[i], of_a, of_w, sum[i]);
+    for (int n = 0; n < N; ++n) {
+      wmma::load_matrix_sync(of_w[n], w + k + n * step, unsigned(of_.shape.w_stride));
+#pragma unroll
+      for (int i = 0; i < ROWS; ++i)
+        wmma::load_matrix_sync(of_a[n][i], tile + i * kMmaEdge * stride + k + n * step, unsigned(stride));
     }
+#pragma unroll
+    for (int n = 0; n < N; ++n)
+#pragma unroll
+      for (int i = 0; i < ROWS; ++i) {
+        Sum& sum = n % 2 ? odd_[i] : even_[i];
+        wmma::mma_sync(sum, of_a[n][i], of_w[n], sum);
+      }
   }
 
   const TileOf<T>& of_;
@@ -285,16 +305,18 @@ __device__ void find_sums(const TileOf<T>& of, const PersistentMemory<T, TENSOR>
 // Of neighbouring columns of a row of the tile, from what find_sums left: the splits in order.
 template <int N, class T>
 __device__ Vector<Wide<T>, N> sum_of_splits(const TileOf<T>& of, const Wide<T>* sums, int row, int column) {
-  Vector<Wide<T>, N> total{};
+  Vector<Wide<T>, N> total{}, parts[kWarps];
   if (of.operand.depth == 0) return total;
+  const int apart = of.shape.rows * of.shape.columns();
+  const Wide<T>* from = sums + row * of.shape.columns() + column;
 #pragma unroll
-  for (int split = 0; split < kWarps; ++split) {
-    if (split >= of.shape.splits) continue;
-    const auto part = *reinterpret_cast<const Vector<Wide<T>, N>*>(
-        sums + (split * of.shape.rows + row) * of.shape.columns() + column);
+  for (int split = 0; split < kWarps; ++split, from += apart)
+    if (split < of.shape.splits) parts[split] = *reinterpret_cast<const Vector<Wide<T>, N>*>(from);
+  total = parts[0];
 #pragma unroll
-    for (int j = 0; j < N; ++j) total.at[j] = split == 0 ? part.at[j] : total.at[j] + part.at[j];
-  }
+  for (int split = 1; split < kWarps; ++split)
+#pragma unroll
+    for (int j = 0; j < N; ++j) total.at[j] = split < of.shape.splits ? total.at[j] + parts[split].at[j] : total.at[j];
   return total;
 }
 
