@@ -59,6 +59,7 @@ def emulator(emulated_module: ModuleType) -> Iterator[emulated_cuda.Emulator]:
     yield emulator
     emulator.set_mutation("")
     emulator.set_seed(0)
+    emulator.set_shared_bytes()
 
 
 @pytest.fixture

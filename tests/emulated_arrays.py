@@ -34,10 +34,10 @@ def emulated(array: np.ndarray) -> EmulatedArray:
 
 
 def _poisoned(shape: tuple[int, ...], dtype: Any) -> EmulatedArray:
-    """Memory that nothing has been written to: NaN in every format, and no 0 or 1 for a flag."""
+    """Memory that nothing has been written to: NaN in every format, not all ones, and no 0 or 1 for a flag."""
     array = np.empty(shape, dtype)
-    array.view(np.uint8).reshape(-1)[...] = 0xFF if array.size else 0
-    return array.view(EmulatedArray)
+    poison = np.resize(np.array([0xFE, 0xFF], np.uint8), array.nbytes)
+    return poison.view(dtype).reshape(shape).view(EmulatedArray)
 
 
 class EmulatedLibrary(NumPyLike):

@@ -100,6 +100,10 @@ class Emulator:
         """Of the order in which threads run from now on."""
         self._library.emulation_set_seed(ctypes.c_uint64(seed))
 
+    def set_shared_bytes(self, size: int = 227 << 10) -> None:
+        """What a block can have at most."""
+        self._library.emulation_set_shared_bytes(size)
+
     def set_mutation(self, name: str) -> None:
         """The fault that kernels have from now on; "" for none."""
         self._library.emulation_set_mutation(name.encode())

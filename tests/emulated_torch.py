@@ -51,9 +51,10 @@ class EmulatedTorch(Torch):
         return emulated(np.zeros(0, np.float32))
 
     def empty(self, shape: tuple[int, ...], dtype: str, like: Any) -> EmulatedTensor:
-        """Poisoned: NaN in every format, and no 0 or 1 for a flag."""
+        """Poisoned: NaN in every format, not all ones, and no 0 or 1 for a flag."""
         tensor = super().empty(shape, dtype, like)
-        tensor.view(torch.uint8).fill_(0xFF)
+        of_bytes = tensor.view(torch.uint8).reshape(-1)
+        of_bytes[0::2], of_bytes[1::2] = 0xFE, 0xFF
         return tensor.as_subclass(EmulatedTensor)
 
     def zeros(self, shape: tuple[int, ...], dtype: str, like: Any) -> EmulatedTensor:

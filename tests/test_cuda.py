@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from cases import (
     truth_of,
 )
 from cell_cases import ALONE, MARKS, TOGETHER, VARIANTS, cell_of, own_errors, variant_of
+from emulated_cuda import Emulator
 from fastlstm import LSTMCellOptions, functional, reference
 from fastlstm.weights import WeightSpec
 from gpus import Gpu
@@ -114,6 +116,38 @@ def test_algorithms_give_the_same_bits(gpu: Gpu, dtype: str, case: Case) -> None
     step, *others = (gpu.solve(problem_of(case).astype(dtype), algo) for algo in ALGORITHMS)
     for other in others:
         assert_same_bits(step, other)
+
+
+# As much as forward needs, and not enough for all that a step backward multiplies at once.
+@pytest.mark.parametrize(
+    ("dtype", "tf32", "size"), [("float32", False, 53000), ("float16", False, 45000), ("float32", True, 80000)]
+)
+@pytest.mark.parametrize("gpu", ["emulated"], indirect=True)
+def test_less_shared_memory_gives_the_same_bits(
+    gpu: Gpu, emulator: Emulator, dtype: str, tf32: bool, size: int
+) -> None:
+    problem = problem_of(Case("", WeightSpec(3, 100), 3, 5, **MARKS)).astype(dtype)
+    with_all = gpu.solve(problem, "persistent", tf32)
+    emulator.set_shared_bytes(size)
+    assert_same_bits(gpu.solve(problem, "persistent", tf32), with_all)
+    emulator.set_shared_bytes(size // 2)
+    with pytest.raises(ValueError, match=r'algo is "persistent", .* shared memory, and a block has'):
+        gpu.solve(problem, "persistent", tf32)
+
+
+# Which means "not yet" where blocks of a persistent kernel wait for each other's numbers.
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+@pytest.mark.parametrize("algo", ALGORITHMS)
+def test_a_nan_of_all_ones_is_a_nan(gpu: Gpu, dtype: str, algo: str) -> None:
+    problem = problem_of(Case("", WeightSpec(3, 24), 4, 5)).astype(dtype)
+    h0, x = problem.state[0].copy(), problem.x.copy()
+    expected = gpu.solve(problem, algo)
+    for array, row in ((h0, 1), (x, 3)):
+        array[0, row, 0] = np.frombuffer(b"\xff" * array.itemsize, dtype)[0]
+    found = gpu.solve(replace(problem, state=(h0, problem.state[1]), x=x), algo)
+    assert np.isnan(found["y"][:, [1, 3]]).all() and np.isnan(found["dx"][0, [1, 3]]).all()
+    for name in ("y", "dx"):
+        np.testing.assert_array_equal(found[name][:, [0, 2, 4]], expected[name][:, [0, 2, 4]])
 
 
 @pytest.mark.parametrize("algo", ALGORITHMS)

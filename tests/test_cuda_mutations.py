@@ -32,7 +32,10 @@ MASK_A_GATE = Case(
 TWO_CHUNKS = Case("two_chunks_of_wide_tiles", WeightSpec(2, 32), 2, 2)
 TWO_SLICES = Case("two_slices", WeightSpec(2, 35), 2, 2)
 FOUR_BLOCKS = Case("four_blocks", WeightSpec(2, 37), 4, 3)
-TWO_TILES = Case("two_tiles_of_rows", WeightSpec(2, 37), 2, 101)
+UNWRITTEN = Case("a_nan_of_ones_in_h0", WeightSpec(2, 3), 2, 2)
+# Of its gradients, not all that a step multiplies fits into the shared memory of a block.
+TWO_PARTS = Case("two_parts_of_the_depth", WeightSpec(2, 100), 2, 2)
+SHARED_BYTES = {TWO_PARTS: 49000}
 FAULTS: dict[str, tuple[Case, str]] = {
     "deliver: h survives a cut": (CUT, "step"),
     "deliver: y forgotten": (PLAIN, "step"),
@@ -56,15 +59,11 @@ FAULTS: dict[str, tuple[Case, str]] = {
     "normalised_backward: barrier": (NORMALISED, "step"),
     "resident_product: first barrier": (PLAIN, "resident"),
     "resident_product: second barrier": (TWO_SLICES, "resident"),
-    "next_tile: first barrier": (TWO_TILES, "persistent"),
-    "next_tile: second barrier": (PLAIN, "persistent"),
-    "persistent_forward: grid barrier": (FOUR_BLOCKS, "persistent"),
-    "persistent_backward: grid barrier": (FOUR_BLOCKS, "persistent"),
-    "grid barrier: arrival": (PLAIN, "persistent"),
-    "grid barrier: wait": (FOUR_BLOCKS, "persistent"),
-    "grid barrier: relaxed": (FOUR_BLOCKS, "persistent"),  # which the race check alone sees
-    "mma_product: third barrier": (PLAIN, "tf32"),
-    "mma_product: fourth barrier": (PLAIN, "tf32"),
+    "next_part: first barrier": (TWO_PARTS, "persistent"),
+    "next_part: second barrier": (PLAIN, "persistent"),
+    "find_sums: barrier": (PLAIN, "persistent"),
+    "load_tile: not waited for": (FOUR_BLOCKS, "persistent"),
+    "writable: as it is": (UNWRITTEN, "persistent"),
     "as_factor: not rounded": (PLAIN, "tf32"),
 }
 
@@ -91,12 +90,16 @@ def run(gpu: Gpu, case: Case, algo: str) -> dict[str, np.ndarray]:
 
 
 def problem_of(case: Case) -> Problem:
-    return make_problem(case, seed=4).astype("float32")
+    problem = make_problem(case, seed=4).astype("float32")
+    if case == UNWRITTEN:
+        problem.state[0][0, 0, 0] = np.array(-1, np.int32).view(np.float32)
+    return problem
 
 
 @pytest.mark.parametrize("name", FAULTS)
 def test_fault_is_noticed(emulated: Gpu, emulator: Emulator, name: str) -> None:
     case, algo = FAULTS[name]
+    emulator.set_shared_bytes(SHARED_BYTES.get(case, 227 << 10))
     expected = run(emulated, case, algo)
     for seed in SEEDS:
         emulator.set_seed(seed)
@@ -111,5 +114,6 @@ def test_fault_is_noticed(emulated: Gpu, emulator: Emulator, name: str) -> None:
 
 def test_every_fault_is_in_the_table(emulated: Gpu, emulator: Emulator) -> None:
     for case, algo in FAULTS.values():
+        emulator.set_shared_bytes(SHARED_BYTES.get(case, 227 << 10))
         run(emulated, case, algo)
     assert set(emulator.mutations_reached()) == set(FAULTS)

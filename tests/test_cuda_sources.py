@@ -15,10 +15,11 @@ ONLY_IN: dict[str, tuple[str, set[str]]] = {
     "launches without a check": (r"<<<", set()),
     "launches": (r"\bcudaLaunch(Cooperative)?Kernel", {"launch.h"}),
     "shared memory": (r"\b__shared__\b", {"device.cuh"}),
-    "inline PTX": (r"\basm\b", set()),
+    "inline PTX": (r"\basm\b", {"device.cuh"}),
     "intrinsics": (r"(?<!wmma::)\b__(?!sync(warp|threads(_or)?)\(|launch_bounds__\()\w+\(", {"device.cuh"}),
     "tensor cores": (r"\bwmma::", {"persistent_product.cuh"}),
-    "atomic operations": (r"\batomic", {"grid_barrier.cuh"}),
+    "atomic operations": (r"\batomic", set()),
+    "relaxed accesses": (r"\b(load|store)_relaxed\b", {"device.cuh", "exchange.cuh", "persistent_product.cuh"}),
 }
 
 

@@ -22,7 +22,7 @@ namespace fastlstm::gpu {
 template <class V>
 using Elem = V;
 template <class V>
-using Bits = std::conditional_t<sizeof(V) == 4, uint32_t, uint64_t>;
+using Bits = std::conditional_t<sizeof(V) == 2, uint16_t, std::conditional_t<sizeof(V) == 4, uint32_t, uint64_t>>;
 
 template <class V>
 DEVICE inline Bits<V> bits_of(V x) {
@@ -33,7 +33,7 @@ DEVICE inline Bits<V> bits_of(V x) {
 template <class V>
 DEVICE inline V from_bits(Bits<V> bits) {
   V x;
-  memcpy(&x, &bits, sizeof x);
+  memcpy(static_cast<void*>(&x), &bits, sizeof x);
   return x;
 }
 template <class V>
@@ -129,13 +129,99 @@ __device__ inline bool mutated([[maybe_unused]] const char* name) {
 #endif
 }
 
-// Of what other blocks have written: not from this processor's own cache.
-template <class T>
-__device__ inline T load_shared_by_grid(const T* from) {
+// A value as it lies in memory. On its way from there, nobody waits for it until it is taken for what it is.
+template <class V>
+class Brought {
+ public:
+  using Word = std::conditional_t<sizeof(V) % 4 == 0, uint32_t, uint16_t>;
+  static constexpr int kWords = sizeof(V) / sizeof(Word);
+  Vector<Word, kWords> words;
+
+  Brought() = default;
+  __device__ explicit Brought(const V* from) : words(*reinterpret_cast<const Vector<Word, kWords>*>(from)) {}
+  __device__ operator V() const {
+    V value;
+    memcpy(static_cast<void*>(&value), &words, sizeof value);
+    return value;
+  }
+  __device__ void leave(V* to) const { *reinterpret_cast<Vector<Word, kWords>*>(to) = words; }
+};
+
+// Neighbours that other blocks read and write at the same time: each of them is whole, and nothing else is ordered. One access,
+// past this processor's own cache. What is not wanted stays as it is.
+template <class T, int N>
+__device__ inline void load_relaxed(Brought<Vector<T, N>>& to, const T* from, unsigned wanted = 1) {
+  constexpr size_t kBytes = N * sizeof(T);
+  static_assert(kBytes == 2 || kBytes == 4 || kBytes == 8 || kBytes == 16);
+  [[maybe_unused]] auto& w = to.words.at;
 #if defined(FASTLSTM_EMULATION)
-  return *from;
-#else
-  return __ldcg(from);
+  if (wanted) emulation::relaxed_load(w, from, sizeof(T), N);
+#elif defined(__CUDACC__)
+#define WHERE(wanted, load) "{\n.reg .pred p;\nsetp.ne.u32 p, " wanted ", 0;\n@p ld.relaxed.gpu.global." load ";\n}"
+  const size_t at = __cvta_generic_to_global(from);
+  if constexpr (kBytes == 2)
+    asm volatile(WHERE("%2", "b16 %0, [%1]") : "+h"(w[0]) : "l"(at), "r"(wanted));
+  else if constexpr (kBytes == 4)
+    asm volatile(WHERE("%2", "b32 %0, [%1]") : "+r"(w[0]) : "l"(at), "r"(wanted));
+  else if constexpr (kBytes == 8)
+    asm volatile(WHERE("%3", "v2.b32 {%0, %1}, [%2]") : "+r"(w[0]), "+r"(w[1]) : "l"(at), "r"(wanted));
+  else
+    asm volatile(WHERE("%5", "v4.b32 {%0, %1, %2, %3}, [%4]")
+                 : "+r"(w[0]), "+r"(w[1]), "+r"(w[2]), "+r"(w[3])
+                 : "l"(at), "r"(wanted));
+#undef WHERE
+#endif
+}
+
+template <int N, class T>
+__device__ inline void store_relaxed(T* to, const Vector<T, N>& values) {
+  constexpr size_t kBytes = N * sizeof(T);
+  static_assert(kBytes == 2 || kBytes == 4 || kBytes == 8 || kBytes == 16);
+#if defined(FASTLSTM_EMULATION)
+  emulation::relaxed_store(to, &values, sizeof(T), N);
+#elif defined(__CUDACC__)
+  const size_t at = __cvta_generic_to_global(to);
+  if constexpr (kBytes == 2) {
+    uint16_t w;
+    memcpy(&w, &values, kBytes);
+    asm volatile("st.relaxed.gpu.global.b16 [%0], %1;" ::"l"(at), "h"(w) : "memory");
+  } else if constexpr (kBytes == 4) {
+    uint32_t w;
+    memcpy(&w, &values, kBytes);
+    asm volatile("st.relaxed.gpu.global.b32 [%0], %1;" ::"l"(at), "r"(w) : "memory");
+  } else if constexpr (kBytes == 8) {
+    uint2 w;
+    memcpy(&w, &values, kBytes);
+    asm volatile("st.relaxed.gpu.global.v2.b32 [%0], {%1, %2};" ::"l"(at), "r"(w.x), "r"(w.y) : "memory");
+  } else {
+    uint4 w;
+    memcpy(&w, &values, kBytes);
+    asm volatile("st.relaxed.gpu.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(at), "r"(w.x), "r"(w.y), "r"(w.z),
+                 "r"(w.w)
+                 : "memory");
+  }
+#endif
+}
+
+// Into the cache of all processors; nobody waits for it.
+__device__ inline void prefetch([[maybe_unused]] const void* from) {
+#if defined(__CUDACC__)
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(__cvta_generic_to_global(from)));
+#endif
+}
+
+// s, of which the compiler has forgotten what it knew: what is computed from it is computed anew, not kept in registers.
+__device__ inline int64_t anew(int64_t s) {
+#if defined(__CUDACC__)
+  asm volatile("" : "+l"(s));
+#endif
+  return s;
+}
+
+// What a thread does before it reads again what was not there.
+__device__ inline void read_in_vain() {
+#if defined(FASTLSTM_EMULATION)
+  emulation::wait_for_others();
 #endif
 }
 

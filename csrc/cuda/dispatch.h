@@ -78,16 +78,60 @@ bool takes_tensor_cores(const LayerForward<T>& layer) {
   return sizeof(T) == 2 || (kHasTensorCores<T> && layer.tf32);
 }
 
+// Calls function with whether a persistent kernel takes tensor cores, as a constant: 16-bit types always do.
+template <class T, class Function>
+void with_tensor_cores(bool wanted, Function function) {
+  if constexpr (kHasTensorCores<T>)
+    if (wanted) return function(std::true_type{});
+  if constexpr (sizeof(T) > 2) function(std::false_type{});
+}
+
 // The columns: as many blocks as there are processors, which then all run at once, and as few columns each as that allows.
-template <class T>
-PersistentShape persistent_columns(int64_t columns, int64_t depth, bool tensor_cores, const Device& device) {
+template <class T, bool TENSOR>
+PersistentShape persistent_columns(int64_t columns, int64_t depth, const Device& device) {
   PersistentShape shape{};
-  const int64_t together = tensor_cores ? kMmaEdge / 4 : 1;  // quads that no two blocks share
+  const int64_t together = TENSOR ? kMmaEdge / 4 : 1;  // quads that no two blocks share
   const int64_t groups = round_up_divide(columns, 4 * together);
-  shape.tensor_cores = tensor_cores;
+  shape.tensor_cores = TENSOR;
   shape.quads = int(round_up_divide(groups, device.processors) * together);
-  shape.w_stride = tensor_cores ? int(round_up_divide(depth, kMmaDepth) * kMmaDepth) + kVector<T> : shape.columns();
+  shape.splits = TENSOR ? std::max(1, kWarps / (shape.columns() / kMmaEdge)) : kSlices;
+  shape.w_stride = TENSOR ? round_up(int(depth), kMmaDepth) + kVector<T> : shape.columns();
   return shape;
+}
+
+// Makes the tile as deep as fits: all of the operand, or some parts of all slices at once.
+template <class T, bool TENSOR>
+bool fits_with_tile(PersistentShape& shape, int depth, const Device& device) {
+  constexpr int kSome = kSlices * kDepth;
+  const auto fits = [&] { return PersistentMemory<T, TENSOR>::bytes(shape, depth) <= device.shared_bytes; };
+  shape.depth_at_once = round_up(depth, kDepth);
+  while (!fits() && shape.depth_at_once > kSome) shape.depth_at_once = round_up(shape.depth_at_once - kSome, kSome);
+  return fits();
+}
+
+// More rows of a thread share what it reads of U, if there are so many rows and so much memory.
+template <class T, bool TENSOR>
+Choice choose_persistent(const LayerForward<T>& layer, bool backward, const Device& device, std::string& why) {
+  const int64_t H = layer.shape.H, B = layer.shape.B, columns = backward ? H : 4 * H, depth = backward ? 4 * H : H;
+  PersistentShape shape = persistent_columns<T, TENSOR>(columns, depth, device);
+  Choice choice{Algorithm::kPersistent, int(round_up_divide(columns, shape.columns())), kPersistentThreads};
+  if (shape.columns() > kMostColumns) {
+    why = "a block would have " + std::to_string(shape.columns()) + " columns, and can have " +
+          std::to_string(kMostColumns);
+    return {};
+  }
+  shape.row_threads = int(std::min<int64_t>(32 / shape.quads, B));
+  const int row_tile = TENSOR ? kMmaEdge : shape.row_threads;
+  for (const int thread_rows : {B <= row_tile ? 1 : 4, 1}) {
+    choice.thread_rows = thread_rows;
+    shape.rows = row_tile * thread_rows;
+    const bool fits = fits_with_tile<T, TENSOR>(shape, int(depth), device);
+    choice.shared_bytes = PersistentMemory<T, TENSOR>::bytes(shape, int(depth));
+    choice.persistent = shape;
+    if (fits) return choice;
+  }
+  why = too_large(choice.shared_bytes, device);
+  return {};
 }
 
 template <class T>
@@ -95,28 +139,10 @@ Choice choose_persistent(const LayerForward<T>& layer, bool backward, const Devi
   why = needs_steps(layer);
   if (why.empty() && layer.shape.B == 0) why = "it has no rows";
   if (!why.empty()) return {};
-  const int64_t H = layer.shape.H, B = layer.shape.B, columns = backward ? H : 4 * H, depth = backward ? 4 * H : H;
-  PersistentShape shape = persistent_columns<T>(columns, depth, takes_tensor_cores(layer), device);
-  const bool tensor = shape.tensor_cores;
-  Choice choice{Algorithm::kPersistent, int(round_up_divide(columns, shape.columns())), kPersistentThreads};
-  shape.row_threads = int(std::min<int64_t>(std::max(1, kPersistentThreads / shape.quads), B));
-  const int row_tile = tensor ? kMmaEdge : shape.row_threads;
-  choice.thread_rows = B <= row_tile ? 1 : 4;
-  shape.rows = row_tile * choice.thread_rows;
-
-  const size_t weights = size_t(tensor ? shape.columns() : depth) * size_t(shape.w_stride) * sizeof(T);
-  const size_t found = tensor ? size_t(kWarps * shape.rows * kMmaEdge) * sizeof(float) : 0;
-  const auto tile = [&](int64_t of_depth) {
-    return std::max(found, size_t(shape.rows) * size_t(of_depth + kVector<T>) * sizeof(T));
-  };
-  int64_t depth_at_once = round_up_divide(depth, kDepth) * kDepth;
-  while (depth_at_once > kDepth && weights + tile(depth_at_once) > device.shared_bytes) depth_at_once -= kDepth;
-  shape.depth_at_once = int(depth_at_once);
-  choice.shared_bytes = weights + tile(depth_at_once);
-  choice.persistent = shape;
-  if (shape.columns() > (tensor ? kWarps * kMmaEdge : 4 * kPersistentThreads) ||
-      choice.shared_bytes > device.shared_bytes)
-    why = too_large(choice.shared_bytes, device);
+  Choice choice;
+  with_tensor_cores<T>(takes_tensor_cores(layer), [&](auto tensor) {
+    choice = choose_persistent<T, decltype(tensor)::value>(layer, backward, device, why);
+  });
   return choice;
 }
 
@@ -149,14 +175,6 @@ inline int rows_of_step(int64_t columns, int64_t rows, const Device& device) {
                            device.processors);
   };
   return 8 * tiles_of_processor(kTileColumns<4>) <= 3 * tiles_of_processor(kTileColumns<1>) ? 4 : 1;
-}
-
-// Calls function with whether a persistent kernel takes tensor cores, as a constant: 16-bit types always do.
-template <class T, class Function>
-void with_tensor_cores(bool wanted, Function function) {
-  if constexpr (kHasTensorCores<T>)
-    if (wanted) return function(std::true_type{});
-  if constexpr (sizeof(T) > 2) function(std::false_type{});
 }
 
 }  // namespace fastlstm::gpu

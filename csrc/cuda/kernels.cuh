@@ -114,7 +114,7 @@ struct LayerForward {
   const T* projection;   // packed w_p: [panels][H][kPanel]; null without
   const T* pre;          // [T,B,H,4]
   const T *h0, *c0;      // [B,output], [B,H]; null: zero
-  T* h;                  // [slots,B,output]
+  T* h;                  // [T+1,B,output]
   W* c;                  // [slots,B,H]
   int64_t slots;         // T + 1 for backward, else 2
   T* m;                  // [B,H] scratch; null without projection
@@ -125,10 +125,10 @@ struct LayerForward {
   StepNorm<T> norm;  // of the step at time 0; normalised and inverses of the others stand behind it
 
   DEVICE int64_t time(int64_t s) const { return reverse ? shape.T - 1 - s : s; }
-  // Where h and c lie before the s-th processed step: in time's order if all are kept, so that they stand beside d_pre.
-  DEVICE int64_t slot(int64_t s) const { return slots <= shape.T ? s % 2 : reverse ? shape.T - s : s; }
+  // Where h and c lie before the s-th processed step: in time's order, so that they stand beside d_pre.
+  DEVICE int64_t slot(int64_t s) const { return reverse ? shape.T - s : s; }
   DEVICE T* h_before(int64_t s) const { return h + slot(s) * shape.B * shape.output(); }
-  DEVICE W* c_before(int64_t s) const { return c + slot(s) * shape.B * shape.H; }
+  DEVICE W* c_before(int64_t s) const { return c + (slots <= shape.T ? s % 2 : slot(s)) * shape.B * shape.H; }
   DEVICE const uint8_t* flags_of(int64_t s) const { return flags && s < shape.T ? flags + time(s) * shape.B : nullptr; }
 
   DEVICE StepNorm<T> norm_of(int64_t t) const {

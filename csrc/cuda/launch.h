@@ -4,7 +4,6 @@
 #include <type_traits>
 
 #include "check.h"
-#include "grid_barrier.cuh"
 #include "step_forward.cuh"
 
 namespace fastlstm::gpu {
@@ -76,7 +75,13 @@ void with_kind(CellKind kind, Function function) {
   return function(std::integral_constant<CellKind, kAnyActivations>{});
 }
 
-// For the host of an algorithm of one launch: the barrier's words.
-GridBarrier::Words barrier_words(uint32_t* barrier);
+// What blocks of the next launch hand to one another through this memory is not there yet.
+template <class T>
+void fill_unwritten(T* memory, int64_t elements, cudaStream_t stream) {
+  check(cudaMemsetAsync(memory, kUnwrittenByte, size_t(elements) * sizeof(T), stream), "cudaMemsetAsync");
+}
+
+// For the host of an algorithm whose blocks wait for one another.
+Failure failure_of(uint32_t* failed);
 
 }  // namespace fastlstm::gpu

@@ -8,13 +8,14 @@
 namespace fastlstm::gpu {
 
 // How a layer runs: a launch a step, which any shape can have; or one launch, with all of U in the shared memory of each block,
-// or with a part of it in each and a meeting of all blocks after each step.
+// or with a part of it in each, which wait for one
+// another's numbers.
 enum class Algorithm { kAutomatic, kStep, kResident, kPersistent };
 
 constexpr const char* kAlgorithmNames[] = {"auto", "step", "resident", "persistent"};
 
 // Both throw std::invalid_argument where the layer cannot have the algorithm asked for; the algorithm that ran is returned.
-// barrier: two zeros in device memory.
+// failed: a zero in device memory.
 template <class T>
 Algorithm layer_forward(const LayerForward<T>& layer, Algorithm asked, uint32_t* barrier, cudaStream_t stream);
 template <class T>

@@ -47,11 +47,12 @@ void step(const LayerBackward<T>& layer, int64_t s, const Device& device, cudaSt
 }  // namespace
 
 template <class T>
-Algorithm layer_backward(const LayerBackward<T>& layer, Algorithm asked, uint32_t* barrier, cudaStream_t stream) {
+Algorithm layer_backward(const LayerBackward<T>& layer, Algorithm asked, uint32_t* failed, cudaStream_t stream) {
   const Shape& shape = layer.forward.shape;
   const Device device;
   const Choice choice = choose(layer.forward, kind_of_backward(layer), asked, true, device);
   const int64_t elements = shape.B * std::max(shape.H, shape.output());
+  if (choice.algorithm == Algorithm::kPersistent) fill_unwritten(layer.d_pre, shape.T * shape.B * shape.H * 4, stream);
   launch(for_elements("begin_backward", elements, stream), begin_backward<T>, layer);
   if (choice.algorithm == Algorithm::kStep) {
     for (int64_t s = shape.T - 1; s >= 0; --s) step(layer, s, device, stream);
@@ -68,7 +69,7 @@ Algorithm layer_backward(const LayerBackward<T>& layer, Algorithm asked, uint32_
           with_tensor_cores<T>(choice.persistent.tensor_cores, [&](auto tensor) {
             launch(choice.launch("persistent_backward", stream),
                    persistent_backward<T, kRows, kKind, decltype(tensor)::value>, layer, choice.persistent,
-                   barrier_words(barrier));
+                   failure_of(failed));
           });
       });
     });

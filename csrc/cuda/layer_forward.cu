@@ -36,11 +36,12 @@ void step(const LayerForward<T>& layer, int64_t s, const Device& device, cudaStr
 }  // namespace
 
 template <class T>
-Algorithm layer_forward(const LayerForward<T>& layer, Algorithm asked, uint32_t* barrier, cudaStream_t stream) {
+Algorithm layer_forward(const LayerForward<T>& layer, Algorithm asked, uint32_t* failed, cudaStream_t stream) {
   const Shape& shape = layer.shape;
   const Device device;
   const Choice choice = choose(layer, kind_of(layer.variant), asked, false, device);
   const int64_t elements = shape.B * std::max(shape.H, shape.output());
+  if (choice.algorithm == Algorithm::kPersistent) fill_unwritten(layer.h, (shape.T + 1) * shape.B * shape.H, stream);
   launch(for_elements("begin_forward", elements, stream), begin_forward<T>, layer);
   if (choice.algorithm == Algorithm::kStep)
     for (int64_t s = 0; s < shape.T; ++s) step(layer, s, device, stream);
@@ -55,7 +56,7 @@ Algorithm layer_forward(const LayerForward<T>& layer, Algorithm asked, uint32_t*
           with_tensor_cores<T>(choice.persistent.tensor_cores, [&](auto tensor) {
             launch(choice.launch("persistent_forward", stream),
                    persistent_forward<T, kRows, kKind, decltype(tensor)::value>, layer, choice.persistent,
-                   barrier_words(barrier));
+                   failure_of(failed));
           });
       });
     });

@@ -101,14 +101,15 @@ __global__ void __launch_bounds__(kNormThreads, 2) normalised_forward(const Step
     }
     Gates<W> gates;
     const auto cell = cell_of<T, KIND>(s.variant, s.hidden, unit);
-    c[unit] = cell_forward<W>(cell, entering_gates(s, row, unit, of_unit), entering_c(s, row, unit), gates).c;
+    const CellInputs<T> inputs = cell_inputs<T, KIND>(s, row, unit);
+    c[unit] = cell_forward<W>(cell, entering_gates(inputs, of_unit), entering_c(inputs), gates).c;
   });
   if (norm.inverses && threadIdx.x == 0) norm.inverses[row] = of_sums.inverse;
 
   const Moments<W> of_c = moments_over<W>(s.hidden, [&](int unit) { return c[unit]; });
   each_of_thread(s.hidden, [&](int unit) {
     unit_forward<T, KIND>(s, row, unit, reinterpret_cast<const Quad<W>*>(sums)[unit],
-                          cell_norm(norm, s.hidden, unit, of_c));
+                          cell_inputs<T, KIND>(s, row, unit), cell_norm(norm, s.hidden, unit, of_c));
   });
 }
 
@@ -137,7 +138,7 @@ __global__ void __launch_bounds__(kNormThreads, 2) normalised_backward(const Ste
 
   each_of_thread(s.hidden, [&](int unit) {
     if (!s.dh_out) dh[unit] = reaching_h(s, row, unit, dh[unit]);
-    if (!held) c[unit] = cell_of<T, KIND>(s.variant, s.hidden, unit).clip(recovered_c(s, row, unit));
+    if (!held) c[unit] = cell_of<T, KIND>(s.variant, s.hidden, unit).clip(recovered_c(gradient_inputs(s, row, unit)));
   });
   Moments<W> of_c{};
   W d_mean = 0, d_along = 0;
@@ -158,7 +159,7 @@ __global__ void __launch_bounds__(kNormThreads, 2) normalised_backward(const Ste
   each_of_thread(s.hidden, [&](int unit) {
     CellNorm<W> of_unit = cell_norm(norm.forward, s.hidden, unit, of_c);
     of_unit.d = d[unit], of_unit.d_mean = d_mean, of_unit.d_along = d_along;
-    unit_backward<T, KIND>(s, row, unit, dh[unit], of_unit);
+    unit_backward<T, KIND>(s, row, unit, dh[unit], gradient_inputs(s, row, unit), of_unit);
   });
   if (!mutated("normalised_backward: barrier")) __syncthreads();  // the row of d_pre is whole
   const int64_t from = int64_t(row) * columns;

@@ -9,8 +9,10 @@ namespace fastlstm::gpu {
 
 constexpr int kPersistentThreads = 256;
 constexpr int kWarps = kPersistentThreads / 32;
+static_assert(kWarps == kSlices, "a warp sums a slice");
 constexpr int kMmaEdge = 16;   // rows, and columns, of what a warp computes on tensor cores at once
 constexpr int kMmaDepth = 16;  // to a multiple of which depths are filled with zeros
+constexpr int kMostColumns = 128;
 
 // What tensor cores take of the storage type.
 template <class T>
@@ -28,14 +30,45 @@ struct MmaFactor<float> {
 template <class T>
 constexpr int kVector = 16 / int(sizeof(T));
 
-// How a launch is cut: blocks of `quads` times four columns; tiles of rows; so much depth of the operand at once.
+// To a multiple of what the depth of w and of the tile is filled with zeros.
+template <class T, bool TENSOR>
+constexpr int kFilled = TENSOR ? kMmaDepth : kVector<T>;
+
+// How a launch is cut: blocks of `quads` times four columns; tiles of rows; so much depth of the operand at once, which is all of
+// it or a multiple of kSlices * kDepth.
 struct PersistentShape {
-  int quads, rows;    // of a block; of a tile
-  int row_threads;    // without tensor cores: along the rows of a tile, each with some
-  int depth_at_once;  // a multiple of kDepth
-  int w_stride;       // of w in shared memory: [depth][w_stride], or for tensor cores [4 quads][w_stride]
+  int quads, rows;  // of a block; of a tile
+  int row_threads;  // without tensor cores: of a warp along the rows of a tile, each with some
+  int splits;       // of the depth, each of which a warp sums for itself
+  int depth_at_once;
+  int w_stride;  // of w in shared memory: [depth][w_stride], or for tensor cores [4 quads][w_stride]
   bool tensor_cores;
   DEVICE int columns() const { return 4 * quads; }
+};
+
+DEVICE inline int round_up(int n, int to) { return (n + to - 1) / to * to; }
+
+// The shared memory of a block.
+template <class T, bool TENSOR>
+struct PersistentMemory {
+  T* w;           // this block's columns of U
+  Wide<T>* sums;  // [splits][rows][columns], of a tile
+  T* tile;        // [rows][depth_at_once + kVector], of the operand
+
+  static DEVICE size_t w_size(const PersistentShape& shape, int depth) {
+    return size_t(TENSOR ? shape.columns() : round_up(depth, kFilled<T, TENSOR>)) * size_t(shape.w_stride);
+  }
+  static DEVICE size_t sums_size(const PersistentShape& shape) {
+    return size_t(shape.splits) * size_t(shape.rows * shape.columns());
+  }
+  static size_t bytes(const PersistentShape& shape, int depth) {
+    const size_t tile_size = size_t(shape.rows) * size_t(shape.depth_at_once + kVector<T>);
+    return (w_size(shape, depth) + tile_size) * sizeof(T) + sums_size(shape) * sizeof(Wide<T>);
+  }
+  __device__ PersistentMemory(const PersistentShape& shape, int depth)
+      : w(shared_memory<T>()),
+        sums(reinterpret_cast<Wide<T>*>(w + w_size(shape, depth))),
+        tile(reinterpret_cast<T*>(sums + sums_size(shape))) {}
 };
 
 // A number as the product takes it. What is left of a float that nobody rounded is cut off by tensor cores.
@@ -47,11 +80,21 @@ __device__ T as_factor(T x) {
     return x;
 }
 
+template <bool TENSOR, class T, int N>
+__device__ Brought<Vector<T, N>> as_factors(const Brought<Vector<T, N>>& numbers) {
+  if constexpr (TENSOR && std::is_same_v<T, float>) {
+    Vector<T, N> factors = numbers;
+    for (int i = 0; i < N; ++i) factors.at[i] = as_factor<TENSOR>(factors.at[i]);
+    return Brought<Vector<T, N>>(&factors);
+  } else {
+    return numbers;
+  }
+}
+
 // The columns of this block, from panels.
 template <class T, bool TENSOR>
 __device__ void load_columns(const T* panels, int depth, int columns, const PersistentShape& shape, T* w) {
-  const int first = int(blockIdx.x) * shape.columns();
-  const int stored = TENSOR ? (depth + kMmaDepth - 1) / kMmaDepth * kMmaDepth : depth;
+  const int first = int(blockIdx.x) * shape.columns(), stored = round_up(depth, kFilled<T, TENSOR>);
   for (int i = int(threadIdx.x); i < stored * shape.columns(); i += kPersistentThreads) {
     const int k = i / shape.columns(), own = i % shape.columns(), column = first + own;
     const bool there = k < depth && column < columns;
@@ -60,121 +103,221 @@ __device__ void load_columns(const T* panels, int depth, int columns, const Pers
   }
 }
 
-// tile [shape.rows][depth_at_once + kVector] = the operand's rows from first_row on, its columns from begin on: what all blocks
-// have written before they met. Zeros fill it up to the rows and the depth.
+// What a launch does all the time: rows of an operand from first_row on, of which there are `rows`.
+template <class T>
+struct TileOf {
+  const Operand<T>& operand;
+  const PersistentShape& shape;
+  int first_row, rows;
+};
+
+// tile = the operand's columns from begin on, as soon as other blocks have written them. Zeros fill it up to the rows and the
+// depth. A warp reads pieces of 32 accesses; some are under way at once, and what has come is not read again.
 template <class T, bool TENSOR, int VECTOR>
-__device__ void load_tile(const Operand<T>& operand, const PersistentShape& shape, int first_row, int rows, int begin,
-                          int depth, T* tile) {
-  using Access = std::conditional_t<VECTOR == 1, T, uint4>;
-  const int stride = shape.depth_at_once + kVector<T>;
-  for (int row = int(threadIdx.x) / 32; row < shape.rows; row += kWarps) {
-    const T* const from = operand.a + int64_t(first_row + row) * operand.depth + begin;
-    for (int k = int(threadIdx.x) % 32 * VECTOR; k < depth; k += 32 * VECTOR) {
-      const bool there = first_row + row < rows && begin + k < operand.depth;
-      T values[VECTOR] = {};
-      if (there) {
-        const Access loaded = load_shared_by_grid(reinterpret_cast<const Access*>(from + k));
-        memcpy(static_cast<void*>(values), &loaded, sizeof loaded);
-      }
-      for (int i = 0; i < VECTOR; ++i) values[i] = there ? as_factor<TENSOR>(values[i]) : T(0.0f);
-      memcpy(static_cast<void*>(tile + row * stride + k), values, sizeof values);
+__device__ void load_tile(const TileOf<T>& of, int begin, int depth, T* tile, Patience& patience) {
+  using Piece = Brought<Vector<T, VECTOR>>;
+  constexpr int kTogether = 8, kWidth = 32 * VECTOR;
+  const int stride = of.shape.depth_at_once + kVector<T>, lane = int(threadIdx.x) % 32 * VECTOR;
+  const int across = (depth + kWidth - 1) / kWidth;  // pieces of a row
+  const int row_step = kWarps / across, piece_step = kWarps % across;
+  const T* const from = of.operand.a + int64_t(of.first_row) * of.operand.depth + begin;
+  int next_row = int(threadIdx.x) / 32 / across, next_piece = int(threadIdx.x) / 32 % across;
+  while (next_row < of.shape.rows) {
+    Piece values[kTogether];
+    int row[kTogether], k[kTogether];
+    unsigned missing = 0;
+#pragma unroll
+    for (int i = 0; i < kTogether; ++i) {
+      row[i] = next_row, k[i] = next_piece * kWidth + lane;
+      next_row += row_step, next_piece += piece_step;
+      if (next_piece >= across) ++next_row, next_piece -= across;
+      const bool there = row[i] < of.shape.rows && of.first_row + row[i] < of.rows && begin + k[i] < of.operand.depth;
+      missing |= unsigned(there) << i;
+      values[i] = Piece{};
     }
+    for (unsigned reads = 1; missing; ++reads) {
+#pragma unroll
+      for (int i = 0; i < kTogether; ++i)
+        load_relaxed(values[i], from + row[i] * of.operand.depth + k[i], missing & (1u << i));
+#pragma unroll
+      for (int i = 0; i < kTogether; ++i)
+        if (all_written(values[i])) missing &= ~(1u << i);
+      if (mutated("load_tile: not waited for") || (missing && !patience.is_left(reads))) break;
+    }
+#pragma unroll
+    for (int i = 0; i < kTogether; ++i)
+      if (row[i] < of.shape.rows && k[i] < depth)
+        as_factors<TENSOR>(values[i]).leave(reinterpret_cast<Vector<T, VECTOR>*>(tile + row[i] * stride + k[i]));
   }
 }
 
-// The same between two barriers. Returns the depth that it loaded, a multiple of kMmaDepth for tensor cores.
+// The same between two barriers, of which a whole operand needs but one. Returns the depth that it loaded, filled up.
 template <class T, bool TENSOR>
-__device__ int next_tile(const Operand<T>& operand, const PersistentShape& shape, int first_row, int rows, int begin,
-                         T* tile) {
-  int depth = operand.depth - begin < shape.depth_at_once ? operand.depth - begin : shape.depth_at_once;
-  if (TENSOR) depth = (depth + kMmaDepth - 1) / kMmaDepth * kMmaDepth;
-  if (!mutated("next_tile: first barrier")) __syncthreads();  // all have read the tile before
-  if (operand.depth % kVector<T> == 0)
-    load_tile<T, TENSOR, kVector<T>>(operand, shape, first_row, rows, begin, depth, tile);
+__device__ int next_part(const TileOf<T>& of, int begin, T* tile, Patience& patience) {
+  const int left = of.operand.depth - begin;
+  const int depth = round_up(left < of.shape.depth_at_once ? left : of.shape.depth_at_once, kFilled<T, TENSOR>);
+  if (begin > 0 && !mutated("next_part: first barrier")) __syncthreads();  // all have read the part before
+  if (of.operand.depth % kVector<T> == 0)
+    load_tile<T, TENSOR, kVector<T>>(of, begin, depth, tile, patience);
   else
-    load_tile<T, TENSOR, 1>(operand, shape, first_row, rows, begin, depth, tile);
-  if (!mutated("next_tile: second barrier")) __syncthreads();
+    load_tile<T, TENSOR, 1>(of, begin, depth, tile, patience);
+  if (!mutated("next_part: second barrier")) __syncthreads();
   return depth;
 }
 
-// Calls each(row, quad, sum) for all rows of the tile and all quads of the block, some by each thread.
-template <class T, int ROWS, class Each>
-__device__ void fma_product(const Operand<T>& operand, const PersistentShape& shape, int first_row, int rows,
-                            const T* w, T* tile, Each each) {
-  using W = Wide<T>;
-  const int quad = int(threadIdx.x) % shape.quads, first = int(threadIdx.x) / shape.quads;
-  const int stride = shape.depth_at_once + kVector<T>;
-  const bool idle = first >= shape.row_threads;
-  W sum[ROWS][4];
-  for (int i = 0; i < ROWS; ++i)
-    for (int j = 0; j < 4; ++j) sum[i][j] = 0;
-  for (int begin = 0; begin < operand.depth; begin += shape.depth_at_once) {
-    const int depth = next_tile<T, false>(operand, shape, first_row, rows, begin, tile);
-    for (int part_begin = 0; part_begin < depth && !idle; part_begin += kDepth) {
-      const int end = depth - part_begin < kDepth ? depth : part_begin + kDepth;
-      W part[ROWS][4] = {};
-      for (int k = part_begin; k < end; ++k) {
-        const Quad<T> of_w = *reinterpret_cast<const Quad<T>*>(w + int64_t(begin + k) * shape.w_stride + 4 * quad);
-        for (int i = 0; i < ROWS; ++i) {
-          const W of_a = widen(tile[(first + i * shape.row_threads) * stride + k]);
-          for (int j = 0; j < 4; ++j) part[i][j] = fma(of_a, widen(of_w.at[j]), part[i][j]);
+// A warp sums its slice, a thread some rows of a quad, parts of kDepth as `product` does.
+template <class T, int ROWS>
+class FmaProduct {
+ public:
+  __device__ explicit FmaProduct(const TileOf<T>& of)
+      : shape_(of.shape), quad_(lane() % shape_.quads), row_(lane() / shape_.quads) {}
+
+  __device__ void add(const T* tile, const T* w, int begin, int depth) {
+    const int stride = shape_.depth_at_once + kVector<T>, skipped = begin / kDepth % kSlices;
+    const int first = (warp() + kSlices - skipped) % kSlices * kDepth;
+    for (int part = first; part < depth && !idle(); part += kSlices * kDepth) {
+      const int end = depth - part < kDepth ? depth : part + kDepth;
+      Wide<T> sum[ROWS][4] = {};
+      for (int k = part; k < end; k += kVector<T>) {
+        Vector<T, kVector<T>> of_a[ROWS];
+#pragma unroll
+        for (int i = 0; i < ROWS; ++i)
+          of_a[i] = *reinterpret_cast<const Vector<T, kVector<T>>*>(tile + row(i) * stride + k);
+#pragma unroll
+        for (int l = 0; l < kVector<T>; ++l) {
+          const Quad<T> of_w =
+              *reinterpret_cast<const Quad<T>*>(w + int64_t(begin + k + l) * shape_.w_stride + 4 * quad_);
+#pragma unroll
+          for (int i = 0; i < ROWS; ++i)
+#pragma unroll
+            for (int j = 0; j < 4; ++j) sum[i][j] = fma(widen(of_a[i].at[l]), widen(of_w.at[j]), sum[i][j]);
         }
       }
+#pragma unroll
       for (int i = 0; i < ROWS; ++i)
-        for (int j = 0; j < 4; ++j) sum[i][j] += part[i][j];
+#pragma unroll
+        for (int j = 0; j < 4; ++j) slice_[i][j] += sum[i][j];
     }
   }
-  for (int i = 0; i < ROWS && !idle; ++i) each(first + i * shape.row_threads, quad, row_of(sum, i));
-}
 
-// The same on tensor cores. A warp has 16 columns and each `splits`-th part of the depth, whatever the rows are, so that no row's
-// sums depend on others; what the warps have found is then summed in order.
-template <class T, int ROWS, class Each>
-__device__ void mma_product(const Operand<T>& operand, const PersistentShape& shape, int first_row, int rows,
-                            const T* w, T* tile, Each each) {
-  namespace wmma = nvcuda::wmma;
-  using Factor = typename MmaFactor<T>::type;
-  constexpr int K = MmaFactor<T>::kDepth, kElements = kMmaEdge * kMmaEdge;
-  const int warp = int(threadIdx.x) / 32, splits = kWarps / (shape.columns() / kMmaEdge);
-  const int column = warp / splits * kMmaEdge, split = warp % splits, stride = shape.depth_at_once + kVector<T>;
-  const bool idle = column >= shape.columns();
-  wmma::fragment<wmma::accumulator, kMmaEdge, kMmaEdge, K, float> sum[ROWS];
+  __device__ void leave(Wide<T>* sums) const {
+    for (int i = 0; i < ROWS && !idle(); ++i)
+      *reinterpret_cast<Quad<Wide<T>>*>(sums + (warp() * shape_.rows + row(i)) * shape_.columns() + 4 * quad_) =
+          row_of(slice_, i);
+  }
+
+ private:
+  __device__ static int lane() { return int(threadIdx.x) % 32; }
+  __device__ static int warp() { return int(threadIdx.x) / 32; }
+  __device__ bool idle() const { return row_ >= shape_.row_threads; }
+  __device__ int row(int i) const { return row_ + i * shape_.row_threads; }
+
+  const PersistentShape& shape_;
+  const int quad_, row_;
+  Wide<T> slice_[ROWS][4] = {};
+};
+
+// A warp has 16 columns and each `splits`-th part of the depth, whatever the rows are, so that no row's sums depend on others. Its
+// products go to two sums by turns, so that one need not wait for the other.
+template <class T, int ROWS>
+class MmaProduct {
+ public:
+  __device__ explicit MmaProduct(const TileOf<T>& of)
+      : of_(of), split_(warp() % of.shape.splits), column_(warp() / of.shape.splits * kMmaEdge) {
 #pragma unroll
-  for (int i = 0; i < ROWS; ++i) wmma::fill_fragment(sum[i], 0.0f);
+    for (int i = 0; i < ROWS; ++i) {
+      nvcuda::wmma::fill_fragment(even_[i], 0.0f);
+      nvcuda::wmma::fill_fragment(odd_[i], 0.0f);
+    }
+  }
 
-  for (int begin = 0; begin < operand.depth; begin += shape.depth_at_once) {
-    const int depth = next_tile<T, true>(operand, shape, first_row, rows, begin, tile);
-    const int first = (split + splits - begin / K % splits) % splits * K;
-    for (int k = first; k < depth && !idle; k += splits * K) {
-      wmma::fragment<wmma::matrix_b, kMmaEdge, kMmaEdge, K, Factor, wmma::col_major> of_w;
-      wmma::load_matrix_sync(of_w, w + column * shape.w_stride + begin + k, unsigned(shape.w_stride));
+  __device__ void add(const T* tile, const T* w, int begin, int depth) {
+    constexpr int kTogether = ROWS == 1 ? 4 : 2;  // products whose factors are on their way at once
+    const int step = of_.shape.splits * kDepth;
+    w += column_ * of_.shape.w_stride + begin;
+    int k = split_ * kDepth;
+    if (idle()) return;
+    for (; k + (kTogether - 1) * step < depth; k += kTogether * step) multiply<kTogether>(tile, w, k, step);
+    for (; k + step < depth; k += 2 * step) multiply<2>(tile, w, k, step);
+    if (k < depth) multiply<1>(tile, w, k, step);
+  }
+
+  __device__ void leave(float* sums) {
+    sums += split_ * of_.shape.rows * of_.shape.columns() + column_;
+#pragma unroll
+    for (int i = 0; i < ROWS; ++i) {
+      if (idle()) continue;
+      for (int j = 0; j < even_[i].num_elements; ++j) even_[i].x[j] += odd_[i].x[j];
+      nvcuda::wmma::store_matrix_sync(sums + i * kMmaEdge * of_.shape.columns(), even_[i],
+                                      unsigned(of_.shape.columns()), nvcuda::wmma::mem_row_major);
+    }
+  }
+
+ private:
+  using Factor = typename MmaFactor<T>::type;
+  static constexpr int kDepth = MmaFactor<T>::kDepth;
+  static_assert(kSlices * gpu::kDepth % (2 * kWarps * kDepth) == 0, "each part of the depth begins with an even one");
+  using Sum = nvcuda::wmma::fragment<nvcuda::wmma::accumulator, kMmaEdge, kMmaEdge, kDepth, float>;
+
+  __device__ static int warp() { return int(threadIdx.x) / 32; }
+  __device__ bool idle() const { return column_ >= of_.shape.columns(); }
+
+  template <int N>
+  __device__ void multiply(const T* tile, const T* w, int k, int step) {
+    namespace wmma = nvcuda::wmma;
+    const int stride = of_.shape.depth_at_once + kVector<T>;
+    wmma::fragment<wmma::matrix_b, kMmaEdge, kMmaEdge, kDepth, Factor, wmma::col_major> of_w[N];
+    wmma::fragment<wmma::matrix_a, kMmaEdge, kMmaEdge, kDepth, Factor, wmma::row_major> of_a[N][ROWS];
+#pragma unroll
+    for (int n = 0; n < N; ++n) {
+      wmma::load_matrix_sync(of_w[n], w + k + n * step, unsigned(of_.shape.w_stride));
+#pragma unroll
+      for (int i = 0; i < ROWS; ++i)
+        wmma::load_matrix_sync(of_a[n][i], tile + i * kMmaEdge * stride + k + n * step, unsigned(stride));
+    }
+#pragma unroll
+    for (int n = 0; n < N; ++n)
 #pragma unroll
       for (int i = 0; i < ROWS; ++i) {
-        if (first_row + i * kMmaEdge >= rows) continue;
-        wmma::fragment<wmma::matrix_a, kMmaEdge, kMmaEdge, K, Factor, wmma::row_major> of_a;
-        wmma::load_matrix_sync(of_a, tile + i * kMmaEdge * stride + k, unsigned(stride));
-        wmma::mma_sync(sum[i], of_a, of_w, sum[i]);
+        Sum& sum = n % 2 ? odd_[i] : even_[i];
+        wmma::mma_sync(sum, of_a[n][i], of_w[n], sum);
       }
-    }
   }
-  float* const found = reinterpret_cast<float*>(tile);  // [warps][ROWS][16][16], in the place of the tile
-  if (!mutated("mma_product: third barrier")) __syncthreads();
+
+  const TileOf<T>& of_;
+  const int split_, column_;
+  Sum even_[ROWS], odd_[ROWS];
+};
+
+// Leaves in shared memory what each split of the depth sums to, for all threads. Nothing, where the operand has no depth.
+template <class T, int ROWS, bool TENSOR>
+__device__ void find_sums(const TileOf<T>& of, const PersistentMemory<T, TENSOR>& memory, Patience& patience) {
+  if (of.operand.depth == 0) return;
+  std::conditional_t<TENSOR, MmaProduct<T, ROWS>, FmaProduct<T, ROWS>> product(of);
+  for (int begin = 0; begin < of.operand.depth; begin += of.shape.depth_at_once) {
+    const int depth = next_part<T, TENSOR>(of, begin, memory.tile, patience);
+    product.add(memory.tile, memory.w, begin, depth);
+  }
+  product.leave(memory.sums);
+  if (!mutated("find_sums: barrier")) __syncthreads();
+}
+
+// Of neighbouring columns of a row of the tile, from what find_sums left: the splits in order.
+template <int N, class T>
+__device__ Vector<Wide<T>, N> sum_of_splits(const TileOf<T>& of, const Wide<T>* sums, int row, int column) {
+  Vector<Wide<T>, N> total{}, parts[kWarps];
+  if (of.operand.depth == 0) return total;
+  const int apart = of.shape.rows * of.shape.columns();
+  const Wide<T>* from = sums + row * of.shape.columns() + column;
 #pragma unroll
-  for (int i = 0; i < ROWS; ++i)
-    if (!idle)
-      wmma::store_matrix_sync(found + (warp * ROWS + i) * kElements, sum[i], unsigned(kMmaEdge), wmma::mem_row_major);
-  if (!mutated("mma_product: fourth barrier")) __syncthreads();
-  for (int i = int(threadIdx.x); i < ROWS * kMmaEdge * shape.quads; i += kPersistentThreads) {
-    const int row = i / shape.quads, quad = i % shape.quads;
-    Quad<float> total{};
-    for (int part = 0; part < splits; ++part) {
-      const int tile_of_warp = (quad * 4 / kMmaEdge * splits + part) * ROWS + row / kMmaEdge;
-      const Quad<float> add = *reinterpret_cast<const Quad<float>*>(found + tile_of_warp * kElements +
-                                                                    row % kMmaEdge * kMmaEdge + quad * 4 % kMmaEdge);
-      for (int j = 0; j < 4; ++j) total.at[j] += add.at[j];
-    }
-    each(row, quad, total);
-  }
+  for (int split = 0; split < kWarps; ++split, from += apart)
+    if (split < of.shape.splits) parts[split] = *reinterpret_cast<const Vector<Wide<T>, N>*>(from);
+  total = parts[0];
+#pragma unroll
+  for (int split = 1; split < kWarps; ++split)
+#pragma unroll
+    for (int j = 0; j < N; ++j) total.at[j] = split < of.shape.splits ? total.at[j] + parts[split].at[j] : total.at[j];
+  return total;
 }
 
 }  // namespace fastlstm::gpu

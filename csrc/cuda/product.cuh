@@ -1,5 +1,6 @@
 // The product that each step begins with, for a tile of rows and some columns of a panel. Included by the kernels.
 #pragma once
+#include "exchange.cuh"
 #include "kernels.cuh"
 
 namespace fastlstm::gpu {

@@ -26,7 +26,7 @@ unsigned* failure_word() {
 
 }  // namespace
 
-GridBarrier::Words barrier_words(uint32_t* barrier) { return {barrier, barrier + 1, failure_word()}; }
+Failure failure_of(uint32_t* failed) { return {failed, failure_word()}; }
 
 void check_for_failures() {
   volatile unsigned* const word = failure_word();

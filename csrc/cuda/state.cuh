@@ -14,7 +14,7 @@ __global__ void begin_forward(const LayerForward<T> layer) {
   if (i < outputs) {
     const uint8_t* flags = layer.flags_of(0);
     const bool cut = flags && (flags[i / shape.output()] & kCut);
-    layer.h_before(0)[i] = layer.h0 && !cut ? layer.h0[i] : T(0.0f);
+    layer.h_before(0)[i] = layer.h0 && !cut ? writable(layer.h0[i]) : T(0.0f);
   }
   if (i < units) layer.c_before(0)[i] = layer.c0 ? widen(layer.c0[i]) : Wide<T>(0);
 }

@@ -95,7 +95,7 @@ class Layer {
       using T = decltype(zero);
       const LayerForward<T> layer = forward_of<T>(of, pre.shape[0], pre.shape[1], pre.shape[2]);
       algorithm_ = layer_forward(layer, algorithm_argument(options_["algo"].cast<std::string>()),
-                                 of.contiguous<uint32_t>("barrier", {2}), stream);
+                                 of.contiguous<uint32_t>("failed", {1}), stream);
       layer_ = layer;
     });
   }
@@ -112,7 +112,7 @@ class Layer {
           if (!layer.saved && layer.shape.T > 0)
             throw py::value_error("the layer ran without a tape: it has no backward");
           layer_backward(backward_of(layer, of, truncate), algorithm_argument(options_["algo"].cast<std::string>()),
-                         of.contiguous<uint32_t>("barrier", {2}), stream);
+                         of.contiguous<uint32_t>("failed", {1}), stream);
         },
         layer_);
   }
@@ -139,7 +139,7 @@ class Layer {
     layer.c0 = of.contiguous<T>("c0", {B, H});
     layer.saved = of.contiguous<T>("saved", {steps, B, H, 4});
     layer.slots = of.has("saved") ? steps + 1 : 2;
-    layer.h = of.contiguous<T>("h", {layer.slots, B, n});
+    layer.h = of.contiguous<T>("h", {steps + 1, B, n});
     layer.c = of.contiguous<Wide<T>>("c", {layer.slots, B, H});
     layer.h_n = of.contiguous<T>("h_n", {B, n});
     layer.c_n = of.contiguous<T>("c_n", {B, H});

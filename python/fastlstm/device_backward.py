@@ -89,7 +89,7 @@ def _direction_backward(
         "dh": library.empty((B, n), wide, tape.x),
         "dc": library.empty((B, H), wide, tape.x),
         "d_pre": library.empty((T, B, H, 4), tape.dtype, tape.x),
-        "barrier": library.zeros((2,), "int32", tape.x),
+        "failed": library.zeros((1,), "int32", tape.x),
     }
     if w.w_p is not None:
         arrays["projection"] = panels(library, library.permuted(w.w_p, (1, 0)))

@@ -195,7 +195,6 @@ def _direction_forward(
     if call.counts is not None:
         x = library.where(call.counts, x)
     pre, norm_x = _pre_activations(call, w, x, direction, x_scales)
-    slots = T + 1 if call.training else 2
     arrays = {
         **first,
         **results,
@@ -205,11 +204,11 @@ def _direction_forward(
         "recurrent": w.recurrent,
         "projection": w.projection,
         "m": None if w.w_p is None else call.empty(B, H),
-        "h": call.empty(slots, B, n),
-        "c": call.empty(slots, B, H, wide=True),
+        "h": call.empty(T + 1, B, n),
+        "c": call.empty(T + 1 if call.training else 2, B, H, wide=True),
         "peepholes": w.peepholes,
         "h_scales": h_scales,
-        "barrier": library.zeros((2,), "int32", call.like),
+        "failed": library.zeros((1,), "int32", call.like),
     }
     norm_h = None
     if w.norm is not None:

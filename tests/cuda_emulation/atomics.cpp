@@ -59,6 +59,36 @@ uint64_t atomic_update(void* at, size_t bytes, uint64_t (*update)(uint64_t old, 
   return old;
 }
 
+// The place at which the neighbours begin is the scheduler's random choice.
+template <class Access>
+void in_any_order(int count, Access access) {
+  const int first = int(scheduler.random().below(unsigned(count)));
+  for (int i = 0; i < count; ++i) {
+    scheduler.point();
+    access(size_t((first + i) % count));
+  }
+}
+
+void relaxed_load(void* to, const void* from, size_t bytes, int count) {
+  in_any_order(count, [&](size_t i) {
+    const char* const at = static_cast<const char*>(from) + i * bytes;
+    race_check.access(at, bytes, Access::kAtomicRead);
+    race_check.loaded(at, false);
+    memcpy(static_cast<char*>(to) + i * bytes, at, bytes);
+  });
+}
+
+void relaxed_store(void* to, const void* from, size_t bytes, int count) {
+  in_any_order(count, [&](size_t i) {
+    char* const at = static_cast<char*>(to) + i * bytes;
+    race_check.access(at, bytes, Access::kAtomicWrite);
+    race_check.stored(at, false);
+    memcpy(at, static_cast<const char*>(from) + i * bytes, bytes);
+    scheduler.progress();
+  });
+  scheduler.point();
+}
+
 void device_fence() {
   scheduler.point();
   race_check.fence();

@@ -65,6 +65,9 @@ struct Builtins {
 };
 inline Builtins builtins;
 
+// New memory is NaN in every format, and not all ones, which is what kernels may fill memory with themselves.
+void poison(void* memory, size_t bytes);
+
 // The dynamic shared memory of the block.
 inline void* shared_memory() { return builtins.shared; }
 
@@ -87,6 +90,9 @@ uint64_t atomic_load(const void* at, size_t bytes, std::memory_order order);
 void atomic_store(void* at, size_t bytes, uint64_t value, std::memory_order order);
 uint64_t atomic_update(void* at, size_t bytes, uint64_t (*update)(uint64_t old, uint64_t operand), uint64_t operand,
                        std::memory_order order);  // returns what was there before
+// Relaxed accesses to neighbours, each of so many bytes whole, in any order.
+void relaxed_load(void* to, const void* from, size_t bytes, int count);
+void relaxed_store(void* to, const void* from, size_t bytes, int count);
 void device_fence();
 
 // cp.async of the calling thread: copies bytes (4, 8 or 16), of which those beyond from_bytes become zero. Committed

@@ -44,6 +44,10 @@ cudaError_t check(const cudaLaunchConfig_t& config, Launch& launch) {
 
 }  // namespace
 
+void poison(void* memory, size_t bytes) {
+  for (size_t i = 0; i < bytes; ++i) static_cast<unsigned char*>(memory)[i] = i % 2 ? 0xff : 0xfe;
+}
+
 void set_device(const Device& device) { the_device = device; }
 const Device& device() { return the_device; }
 void set_seed(uint64_t seed) {
@@ -132,10 +136,10 @@ cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, const voi
   return cudaSuccess;
 }
 
-// A heap block of its own that begins as NaN.
+// A heap block of its own.
 cudaError_t cudaMalloc(void** memory, size_t bytes) {
   if (posix_memalign(memory, 256, bytes)) return answer(cudaErrorMemoryAllocation);
-  memset(*memory, 0xff, bytes);
+  emulation::poison(*memory, bytes);
   return cudaSuccess;
 }
 cudaError_t cudaThreadExchangeStreamCaptureMode(cudaStreamCaptureMode*) { return cudaSuccess; }

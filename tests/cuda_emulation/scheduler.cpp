@@ -15,12 +15,11 @@ Scheduler scheduler;
 
 namespace {
 
-// Shared memory begins as NaN in every format, and is exactly as long as was asked for, so that AddressSanitizer sees
-// the end.
+// Shared memory is exactly as long as was asked for, so that AddressSanitizer sees the end.
 std::unique_ptr<char, void (*)(void*)> poisoned(size_t bytes) {
   void* memory = nullptr;
   if (bytes && posix_memalign(&memory, 128, bytes)) throw std::bad_alloc();
-  if (bytes) memset(memory, 0xff, bytes);
+  poison(memory, bytes);
   return {static_cast<char*>(memory), free};
 }
 
