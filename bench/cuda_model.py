@@ -117,10 +117,8 @@ def read_shared(layer: Layer, choice: Choice) -> float:
         accesses = 32 * columns * size / row + choice.thread_rows
         return choice.threads / 32 * layer.depth * accesses * row
     tiles = -(-layer.N // choice.tile_rows)
-    if layer.precision == "fp32":
-        row_threads = choice.tile_rows // choice.thread_rows
-        warps = -(-choice.columns // 4 * row_threads // 32)
-        return tiles * warps * layer.depth * (1 + choice.thread_rows) * row
+    if layer.precision == "fp32":  # a warp reads four numbers of each of a thread's rows at once
+        return tiles * layer.depth * (1 + choice.thread_rows / 4) * row
     of_weights, of_operand = choice.columns, choice.tile_rows * (choice.columns // 16 + 1)
     return float(tiles * layer.depth * size * (of_weights + of_operand))
 
@@ -133,6 +131,8 @@ def microseconds(speed: Speed, layer: Layer, choice: Choice) -> float:
     flops = 2.0 * layer.N * layer.depth * choice.columns
     if choice.algorithm == "resident":
         flops = layer.flops / choice.blocks
+    elif layer.precision == "fp32":  # threads beyond the tile of a warp multiply, too
+        flops = -(-layer.N // choice.tile_rows) * layer.depth * 2.0 * 4 * 32 * choice.thread_rows
     product = max(read_shared(layer, choice) / speed.shared, flops / speed.flops[layer.precision])
     chain = speed.us(brought(layer, choice) / speed.fill + product)
     chain += LEVELS["one block"] if choice.algorithm == "resident" else speed.meeting
@@ -143,7 +143,7 @@ def of_precision(precision: str) -> Iterator[str]:
     layers = [Layer(precision, N, H, backward) for N in BATCHES for H in SIZES for backward in (False, True)]
     asked = [(speed.device, layer) for layer in layers for speed in SPEEDS]
     found = iter(choices(asked))
-    columns = "N, H, pass, runs as, blocks, KiB of each, MFLOP, KiB brought to each, meetings and launches".split(", ")
+    columns = "N, H, pass, runs as, blocks, KiB of each, MFLOP, KiB brought to each, waits and launches".split(", ")
     columns += [f"{speed.device.name}: µs" for speed in SPEEDS] + ["floor of H100"]
     yield f"| {' | '.join(columns)} |"
     yield "|" + "---|" * len(columns)
@@ -209,7 +209,7 @@ def constants() -> Iterator[str]:
         "L2 cache to a multiprocessor, bytes a clock": lambda s: s.fill,
         "shared memory, bytes a clock": lambda s: s.shared,
         "FLOP a clock and multiprocessor: fp16, tf32, fp32": lambda s: ", ".join(f"{f:.0f}" for f in s.flops.values()),
-        "all blocks meet, µs": lambda s: s.meeting,
+        "what a block says reaches all, µs": lambda s: s.meeting,
         "one block's own step, launch by a graph, by the host, µs": lambda s: ", ".join(map(str, LEVELS.values())),
     }
     for name, of in rows.items():
@@ -220,7 +220,7 @@ def report(kernels: list[Kernel]) -> Iterator[str]:
     yield "# The CUDA kernels on paper"
     yield ""
     yield "Written by `cuda_model.py`. **No GPU has run this**: choices are those of `csrc/cuda/dispatch.h`, registers"
-    yield "those of the compiled kernels, all times a model. A step waits for its blocks to meet, then h is brought to"
+    yield "those of the compiled kernels, all times a model. A step waits for what all blocks say, then h is brought to"
     yield "each multiprocessor, then it multiplies, as fast as shared memory or arithmetic allows; nothing overlaps."
     yield "The products over all steps at once, which are the array library's, are not in it. A real step is slower."
     for title, lines in [

@@ -141,11 +141,25 @@ class Brought {
   __device__ explicit Brought(const V* from) : words(*reinterpret_cast<const Vector<Word, kWords>*>(from)) {}
   __device__ operator V() const {
     V value;
-    memcpy(static_cast<void*>(&value), &words, sizeof value);
+    memcpy(static_cast<void*>(&value), words.at, sizeof value);
     return value;
   }
-  __device__ void leave(V* to) const { *reinterpret_cast<Vector<Word, kWords>*>(to) = words; }
 };
+
+// To shared memory, in one access, which the compiler does not always find.
+template <class T, int N>
+__device__ inline void store_shared(T* to, const Brought<Vector<T, N>>& values) {
+#if defined(__CUDACC__)
+  if constexpr (N * sizeof(T) == 16) {
+    const auto& w = values.words.at;
+    asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(unsigned(__cvta_generic_to_shared(to))), "r"(w[0]),
+                 "r"(w[1]), "r"(w[2]), "r"(w[3])
+                 : "memory");
+    return;
+  }
+#endif
+  *reinterpret_cast<Vector<T, N>*>(to) = values;
+}
 
 // Neighbours that other blocks read and write at the same time: each of them is whole, and nothing else is ordered. One access,
 // past this processor's own cache. What is not wanted stays as it is.

@@ -78,6 +78,7 @@ void with_kind(CellKind kind, Function function) {
 // What blocks of the next launch hand to one another through this memory is not there yet.
 template <class T>
 void fill_unwritten(T* memory, int64_t elements, cudaStream_t stream) {
+  if (elements == 0) return;
   check(cudaMemsetAsync(memory, kUnwrittenByte, size_t(elements) * sizeof(T), stream), "cudaMemsetAsync");
 }
 

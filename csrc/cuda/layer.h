@@ -17,9 +17,9 @@ constexpr const char* kAlgorithmNames[] = {"auto", "step", "resident", "persiste
 // Both throw std::invalid_argument where the layer cannot have the algorithm asked for; the algorithm that ran is returned.
 // failed: a zero in device memory.
 template <class T>
-Algorithm layer_forward(const LayerForward<T>& layer, Algorithm asked, uint32_t* barrier, cudaStream_t stream);
+Algorithm layer_forward(const LayerForward<T>& layer, Algorithm asked, uint32_t* failed, cudaStream_t stream);
 template <class T>
-Algorithm layer_backward(const LayerBackward<T>& layer, Algorithm asked, uint32_t* barrier, cudaStream_t stream);
+Algorithm layer_backward(const LayerBackward<T>& layer, Algorithm asked, uint32_t* failed, cudaStream_t stream);
 
 // Throws std::runtime_error if a launch has given up since the last call, on any device. Waits for nothing.
 void check_for_failures();

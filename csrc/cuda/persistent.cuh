@@ -55,7 +55,7 @@ __global__ void __launch_bounds__(kPersistentThreads, 1)
             if (s + 1 < layer.shape.T) prefetch_inputs(layer.step(s + 1), at.row, at.unit);
             return cell_inputs<T, KIND>(step_now(), at.row, at.unit);
           },
-          [&] { find_sums<T, ROWS, TENSOR>(tile, memory, patience); },
+          [&] { find_sums<T, ROWS, TENSOR, 8>(tile, memory, patience); },
           [&](const TileCell& at, const CellInputs<T>& inputs) {
             const auto sum = sum_of_splits<4>(tile, memory.sums, at.tile_row, 4 * at.tile_unit);
             unit_forward<T, KIND>(step_now(), at.row, at.unit, sum, inputs);
@@ -74,6 +74,7 @@ struct BackwardInputs {
 template <class T, int ROWS, CellKind KIND, bool TENSOR>
 __global__ void __launch_bounds__(kPersistentThreads, 1)
     persistent_backward(const LayerBackward<T> layer, const PersistentShape shape, const Failure failure) {
+  constexpr int kTogether = ROWS == 1 ? 16 : 8;  // a row of d_pre is four times as long as one of h
   const Shape& of = layer.forward.shape;
   const int H = int(of.H), B = int(of.B);
   const PersistentMemory<T, TENSOR> memory(shape, 4 * H);
@@ -96,7 +97,7 @@ __global__ void __launch_bounds__(kPersistentThreads, 1)
             if (s > 0) prefetch_inputs(layer.step(s - 1), at.row, at.unit);
             return inputs;
           },
-          [&] { find_sums<T, ROWS, TENSOR>(tile, memory, patience); },
+          [&] { find_sums<T, ROWS, TENSOR, kTogether>(tile, memory, patience); },
           [&](const TileCell& at, const BackwardInputs<T>& inputs) {
             const StepBackward<T> step = step_now();
             const Wide<T> through_u = sum_of_splits<1>(tile, memory.sums, at.tile_row, at.tile_unit).at[0];

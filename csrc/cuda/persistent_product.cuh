@@ -112,22 +112,22 @@ struct TileOf {
 };
 
 // tile = the operand's columns from begin on, as soon as other blocks have written them. Zeros fill it up to the rows and the
-// depth. A warp reads pieces of 32 accesses; some are under way at once, and what has come is not read again.
-template <class T, bool TENSOR, int VECTOR>
+// depth. A warp reads pieces of 32 accesses; TOGETHER are under way at once, and what has come is not read again.
+template <class T, bool TENSOR, int VECTOR, int TOGETHER>
 __device__ void load_tile(const TileOf<T>& of, int begin, int depth, T* tile, Patience& patience) {
   using Piece = Brought<Vector<T, VECTOR>>;
-  constexpr int kTogether = 8, kWidth = 32 * VECTOR;
+  constexpr int kWidth = 32 * VECTOR;
   const int stride = of.shape.depth_at_once + kVector<T>, lane = int(threadIdx.x) % 32 * VECTOR;
   const int across = (depth + kWidth - 1) / kWidth;  // pieces of a row
   const int row_step = kWarps / across, piece_step = kWarps % across;
   const T* const from = of.operand.a + int64_t(of.first_row) * of.operand.depth + begin;
   int next_row = int(threadIdx.x) / 32 / across, next_piece = int(threadIdx.x) / 32 % across;
   while (next_row < of.shape.rows) {
-    Piece values[kTogether];
-    int row[kTogether], k[kTogether];
+    Piece values[TOGETHER];
+    int row[TOGETHER], k[TOGETHER];
     unsigned missing = 0;
 #pragma unroll
-    for (int i = 0; i < kTogether; ++i) {
+    for (int i = 0; i < TOGETHER; ++i) {
       row[i] = next_row, k[i] = next_piece * kWidth + lane;
       next_row += row_step, next_piece += piece_step;
       if (next_piece >= across) ++next_row, next_piece -= across;
@@ -137,30 +137,30 @@ __device__ void load_tile(const TileOf<T>& of, int begin, int depth, T* tile, Pa
     }
     for (unsigned reads = 1; missing; ++reads) {
 #pragma unroll
-      for (int i = 0; i < kTogether; ++i)
+      for (int i = 0; i < TOGETHER; ++i)
         load_relaxed(values[i], from + row[i] * of.operand.depth + k[i], missing & (1u << i));
 #pragma unroll
-      for (int i = 0; i < kTogether; ++i)
+      for (int i = 0; i < TOGETHER; ++i)
         if (all_written(values[i])) missing &= ~(1u << i);
       if (mutated("load_tile: not waited for") || (missing && !patience.is_left(reads))) break;
     }
 #pragma unroll
-    for (int i = 0; i < kTogether; ++i)
+    for (int i = 0; i < TOGETHER; ++i)
       if (row[i] < of.shape.rows && k[i] < depth)
-        as_factors<TENSOR>(values[i]).leave(reinterpret_cast<Vector<T, VECTOR>*>(tile + row[i] * stride + k[i]));
+        store_shared(tile + row[i] * stride + k[i], as_factors<TENSOR>(values[i]));
   }
 }
 
 // The same between two barriers, of which a whole operand needs but one. Returns the depth that it loaded, filled up.
-template <class T, bool TENSOR>
+template <class T, bool TENSOR, int TOGETHER>
 __device__ int next_part(const TileOf<T>& of, int begin, T* tile, Patience& patience) {
   const int left = of.operand.depth - begin;
   const int depth = round_up(left < of.shape.depth_at_once ? left : of.shape.depth_at_once, kFilled<T, TENSOR>);
   if (begin > 0 && !mutated("next_part: first barrier")) __syncthreads();  // all have read the part before
   if (of.operand.depth % kVector<T> == 0)
-    load_tile<T, TENSOR, kVector<T>>(of, begin, depth, tile, patience);
+    load_tile<T, TENSOR, kVector<T>, TOGETHER>(of, begin, depth, tile, patience);
   else
-    load_tile<T, TENSOR, 1>(of, begin, depth, tile, patience);
+    load_tile<T, TENSOR, 1, TOGETHER>(of, begin, depth, tile, patience);
   if (!mutated("next_part: second barrier")) __syncthreads();
   return depth;
 }
@@ -178,6 +178,7 @@ class FmaProduct {
     for (int part = first; part < depth && !idle(); part += kSlices * kDepth) {
       const int end = depth - part < kDepth ? depth : part + kDepth;
       Wide<T> sum[ROWS][4] = {};
+#pragma unroll 2
       for (int k = part; k < end; k += kVector<T>) {
         Vector<T, kVector<T>> of_a[ROWS];
 #pragma unroll
@@ -290,12 +291,12 @@ class MmaProduct {
 };
 
 // Leaves in shared memory what each split of the depth sums to, for all threads. Nothing, where the operand has no depth.
-template <class T, int ROWS, bool TENSOR>
+template <class T, int ROWS, bool TENSOR, int TOGETHER>
 __device__ void find_sums(const TileOf<T>& of, const PersistentMemory<T, TENSOR>& memory, Patience& patience) {
   if (of.operand.depth == 0) return;
   std::conditional_t<TENSOR, MmaProduct<T, ROWS>, FmaProduct<T, ROWS>> product(of);
   for (int begin = 0; begin < of.operand.depth; begin += of.shape.depth_at_once) {
-    const int depth = next_part<T, TENSOR>(of, begin, memory.tile, patience);
+    const int depth = next_part<T, TENSOR, TOGETHER>(of, begin, memory.tile, patience);
     product.add(memory.tile, memory.w, begin, depth);
   }
   product.leave(memory.sums);
