@@ -244,13 +244,13 @@ def checked_arrays(
 
 
 def check_dtype(dtype: npt.DTypeLike, half: bool = False) -> np.dtype[Any]:
-    """A layer's dtype; raises TypeError for another one. half: whether it may be float16, as on a GPU."""
+    """A layer's dtype; raises TypeError for another one or byte order. half: whether it may be float16, as on a GPU."""
     names = [*(["float16"] if half else []), "float32", "float64"]
     try:
         checked: np.dtype[Any] | None = np.dtype(dtype)
     except TypeError:  # NumPy has none of this name
         checked = None
-    if checked is None or checked.name not in names:
+    if checked is None or checked.name not in names or not checked.isnative:
         raise TypeError(f"dtype is {checked or dtype}, expected {', '.join(names[:-1])} or {names[-1]}")
     return checked
 
