@@ -168,11 +168,11 @@ CUDNN = [
 @pytest.mark.parametrize("gpu", TORCH, indirect=True)
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
 @pytest.mark.parametrize("case", CUDNN, ids=str)
-def test_numbers_are_those_of_cudnn(gpu: Gpu, dtype: str, case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
-    theirs = torch_solve(compared(case), dtype, "cuda")
+def test_numbers_are_those_of_cudnn(gpu: Gpu, dtype: str, case: Case) -> None:
+    """In float64, since its float32 is less exact than ours: up to 1.5e-5 off on an H100, in its kernel for few units."""
+    truth = torch_solve(compared(case), "float64", "cuda")
     found = gpu.solve(compared(case).astype(dtype))
-    assert_close({name: found[name] for name in theirs}, theirs, dtype, times=2)  # for each has its own roundings
+    assert_close({name: found[name] for name in truth}, truth, dtype)
 
 
 def test_comparison_sees_an_error_of_one_tolerance() -> None:
