@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 
 import fastlstm
-from cases import assert_close, relative_error
+from cases import assert_close
 
 torch = pytest.importorskip("torch")
 from torch import nn  # noqa: E402
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence  # noqa: E402
 
 from fastlstm.torch import LSTM  # noqa: E402
-from torch_cases import as_arrays, random_case, results_of  # noqa: E402
+from torch_cases import as_arrays, assert_as_exact, random_case, results_of  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN:UserWarning")
 
@@ -109,9 +109,7 @@ def test_numbers_are_torchs(number: int) -> None:
     case = random_case(number)
     truth = results_of(case.layer(nn.LSTM).double(), case.astype(torch.float64))
     found, theirs = (as_arrays(results_of(case.layer(kind), case)) for kind in (LSTM, nn.LSTM))
-    # Where numbers cancel, torch's own error is larger, too; a maximum over few of them is a matter of luck.
-    least = {name: 3 * relative_error(theirs[name], array) for name, array in as_arrays(truth).items()}
-    assert_close(found, as_arrays(truth), str(case.dtype).removeprefix("torch."), least=least)
+    assert_as_exact(found, theirs, as_arrays(truth))
 
 
 @pytest.mark.parametrize("wanted", [(a, b, c) for a in (0, 1) for b in (0, 1) for c in (0, 1)], ids=str)

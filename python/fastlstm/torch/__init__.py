@@ -3,6 +3,8 @@
 Needs torch (`pip install fastlstm[torch]`), against which nothing is compiled; `import fastlstm` does not import it.
 """
 
+from .cell import LSTMCell
+from .convert import Conversion, convert
 from .lstm import LSTM
 
-__all__ = ["LSTM"]
+__all__ = ["LSTM", "Conversion", "LSTMCell", "convert"]

@@ -30,6 +30,8 @@ def _is_differentiated(x: torch.Tensor, state: Tensors, weights: Tensors) -> boo
         return True  # `_Forward` refuses to; an operator would lose the tangents
     if not torch.is_grad_enabled():
         return False
+    if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
+        return True  # inside `vmap` a tensor does not say whether it requires a gradient
     return x.requires_grad or any(tensor.requires_grad for tensor in (*weights, *state))
 
 

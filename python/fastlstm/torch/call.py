@@ -18,7 +18,7 @@ class Call:
 
     layer: str  # `layer_text`
     spec: WeightSpec
-    cell: LSTMCellOptions  # one that drops nothing, if nothing is drawn
+    cell: LSTMCellOptions  # that drops nothing, if nothing is drawn
     dropout: float
     batch_first: bool
     repeat: bool  # a step that does not count repeats the output before it
@@ -28,24 +28,25 @@ class Call:
     keeps_tape: bool  # for a backward pass
 
 
-def layer_text(spec: WeightSpec, cell: LSTMCellOptions) -> str:
-    """The sizes and the cell of a layer; a call's text adds, divided by "|", dropout and the flags of `Call` in order.
+def layer_text(spec: WeightSpec, cell: LSTMCellOptions, dropout: float) -> str:
+    """The sizes and options of a layer; a call's text adds the flags of `Call` in order, divided by "|".
 
-    >>> layer = layer_text(WeightSpec(3, 5), LSTMCellOptions(weight_drop=0.5))
-    >>> call = call_of(layer + "|0.1|True|False|False|True|True|True")
+    >>> layer = layer_text(WeightSpec(3, 5), LSTMCellOptions(weight_drop=0.5), 0.1)
+    >>> call = call_of(layer + "|True|False|False|True|True|True")
     >>> call.spec.hidden_size, call.cell.weight_drop, call.dropout, call.batch_first, call.repeat
     (5, 0.5, 0.1, True, False)
     """
-    return json.dumps([asdict(spec), asdict(cell)])
+    return json.dumps([asdict(spec), asdict(cell), dropout])
 
 
 @functools.lru_cache(maxsize=1024)
 def call_of(text: str) -> Call:
-    layer, dropout, *flags = text.split("|")
+    layer, *flags = text.split("|")
     batch_first, repeat, cells, gates, draws, tape = (flag == "True" for flag in flags)
-    sizes, options = json.loads(layer)
+    sizes, options, dropout = json.loads(layer)
     cell = LSTMCellOptions(**options)
     if not draws:
         cell = replace(cell, input_dropout=0.0, recurrent_dropout=0.0, weight_drop=0.0)
-    used = float(dropout) if draws else 0.0
-    return Call(layer, WeightSpec(**sizes), cell, used, batch_first, repeat, cells, gates, draws, tape)
+    return Call(
+        layer, WeightSpec(**sizes), cell, dropout if draws else 0.0, batch_first, repeat, cells, gates, draws, tape
+    )

@@ -7,20 +7,16 @@ from typing import Any
 import torch
 from torch.nn.utils.rnn import PackedSequence
 
-from ..cells import PLAIN, LSTMCellOptions, check_cell_options
+from ..cells import PLAIN, LSTMCellOptions
 from ..functional import check_call
 from ..layouts import check_cell
 from ..weights import WeightSpec
-from . import packs
-from .autograd import lstm
-from .call import layer_text
+from .module import RunsLSTM, State
 
 __all__ = ["LSTM"]
 
-State = tuple[torch.Tensor, torch.Tensor]
 
-
-class LSTM(torch.nn.RNNBase):
+class LSTM(RunsLSTM, torch.nn.RNNBase):
     """`torch.nn.LSTM` on fastlstm's kernels: the same arguments, names and shapes of weights, results and gradients.
 
     Checkpoints load both ways. It is no subclass of `torch.nn.LSTM`, at which torch's compiler stops; it has its base.
@@ -55,17 +51,14 @@ class LSTM(torch.nn.RNNBase):
         cell: LSTMCellOptions = PLAIN,
         forget_bias: float | None = None,
     ) -> None:
-        sizes = (input_size, hidden_size, num_layers, bias)
-        super().__init__("LSTM", *sizes, batch_first, dropout, bidirectional, proj_size, device, dtype)
+        sizes = (input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, proj_size)
+        super().__init__("LSTM", *sizes, device, dtype)
         if forget_bias is not None and not bias:
             raise ValueError(f"forget_bias is {forget_bias}, but bias is False: expected forget_bias=None")
-        self.peepholes, self.layer_norm = peepholes, layer_norm
-        self.cell, self.forget_bias = check_cell_options(cell), forget_bias
-        spec = WeightSpec(*sizes, bidirectional, proj_size, peepholes, layer_norm)
-        check_cell(spec, cell)
-        self._names = tuple(spec.shapes())
-        self._layer = layer_text(spec, cell)
-        for name, shape in spec.shapes().items():
+        self.peepholes, self.layer_norm, self.cell, self.forget_bias = peepholes, layer_norm, cell, forget_bias
+        self._describe()
+        check_cell(self._spec(), cell)
+        for name, shape in self._spec().shapes().items():
             if name not in self._parameters:
                 self.register_parameter(name, torch.nn.Parameter(torch.empty(shape, device=device, dtype=dtype)))
         self._fill()
@@ -95,24 +88,7 @@ class LSTM(torch.nn.RNNBase):
         if isinstance(input, PackedSequence):
             return self._packed(input, hx, marks, more)
         marks = [None if mark is None else torch.as_tensor(mark) for mark in marks]
-        return self._run(input, hx, marks, self.batch_first, more)
-
-    def _run(
-        self, x: torch.Tensor, hx: State | None, marks: list[Any], batch_first: bool, more: str
-    ) -> tuple[Any, ...]:
-        own = self._parameters
-        weights: list[Any] = [own[name] if name in own else getattr(self, name) for name in self._names]
-        draws = self.training and (self.cell.draws or (self.dropout > 0 and self.num_layers > 1))
-        marks.append(torch.randint(2**63 - 1, (), dtype=torch.int64) if draws else None)
-        options = f"{self._layer}|{self.dropout}|{batch_first}|{more}|{draws}"
-        state = [] if hx is None else list(hx)
-        if torch.is_autocast_enabled(device := x.device.type):
-            given = [_cast(tensor, torch.float32) for tensor in (x, *state, *weights)]
-            x, state, weights = given[0], given[1 : 1 + len(state)], given[1 + len(state) :]
-            results = lstm(x, state, weights, marks, options)
-            y, h_n, c_n, *others = [_cast(result, torch.get_autocast_dtype(device)) for result in results]
-        else:
-            y, h_n, c_n, *others = lstm(x, state, weights, marks, options)
+        y, h_n, c_n, *others = self._run(input, hx, marks, self.batch_first, more)
         return y, (h_n, c_n), *others
 
     def _packed(self, input: PackedSequence, hx: State | None, marks: list[Any], more: str) -> tuple[Any, ...]:
@@ -127,7 +103,7 @@ class LSTM(torch.nn.RNNBase):
         x = data.new_zeros(T * B, data.shape[-1]).index_copy(0, index, data).reshape(T, B, -1)
         if hx is not None and order is not None:
             hx = hx[0].index_select(1, order), hx[1].index_select(1, order)
-        padded, (h_n, c_n), *others = self._run(x, hx, [counts.sum(0), None, None], False, more)
+        padded, h_n, c_n, *others = self._run(x, hx, [counts.sum(0), None, None], False, more)
         if inverse is not None:
             h_n, c_n = h_n.index_select(1, inverse), c_n.index_select(1, inverse)
         y, *others = (
@@ -136,12 +112,18 @@ class LSTM(torch.nn.RNNBase):
         )
         return y, (h_n, c_n), *others
 
-    # weights
+    def _spec(self) -> WeightSpec:
+        sizes = (self.input_size, self.hidden_size, self.num_layers, self.bias, self.bidirectional, self.proj_size)
+        return WeightSpec(*sizes, self.peepholes, self.layer_norm)
+
+    def _describe(self) -> None:
+        super()._describe()
+        self._names = tuple(self._spec().shapes())
 
     def reset_parameters(self) -> None:
         """As torch.nn.LSTM: with the same numbers from the same generator."""
         super().reset_parameters()
-        if hasattr(self, "_layer"):
+        if "_layer" in self.__dict__:
             self._fill()
 
     @torch.no_grad()
@@ -154,43 +136,13 @@ class LSTM(torch.nn.RNNBase):
             elif "gamma" in name or "beta" in name:
                 weight.fill_(float("gamma" in name))
             elif self.forget_bias is not None and "bias" in name:
-                value = self.forget_bias if "bias_ih" in name else 0.0
-                weight[self.hidden_size : 2 * self.hidden_size] = value
-        self.repack()
+                weight[self.hidden_size : 2 * self.hidden_size] = self.forget_bias if "bias_ih" in name else 0.0
 
     def flatten_parameters(self) -> None:
         """Nothing: there is no order in which the weights would have to lie."""
-
-    def repack(self) -> None:
-        """Have the next inference call read the weights anew.
-
-        It does that by itself wherever a weight has moved, torch has counted a write, or one of 64 values sampled from
-        each has changed: after any optimizer's step, `load_state_dict`, `.to` or `train`. This is for a write of few
-        values past torch's count, as `lstm.weight_hh_l0.data[3, 5] = 0`.
-        """
-        packs.drop(self._parameters.get(self._names[0]))
-
-    def train(self, mode: bool = True) -> LSTM:
-        self.repack()
-        super().train(mode)
-        return self
-
-    def _apply(self, fn: Any, recurse: bool = True) -> LSTM:
-        self.repack()
-        super()._apply(fn, recurse)
-        return self
-
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        self.repack()
-        super()._load_from_state_dict(*args, **kwargs)
 
     def extra_repr(self) -> str:
         options = {"peepholes": False, "layer_norm": False, "cell": PLAIN, "forget_bias": None}
         own = {name: getattr(self, name) for name, default in options.items() if getattr(self, name) != default}
         torchs: str = super().extra_repr()
         return torchs + "".join(f", {name}={value}" for name, value in own.items())
-
-
-def _cast(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """float64 stays what it is, as under torch's autocast."""
-    return tensor if tensor.dtype == torch.float64 else tensor.to(dtype)
