@@ -25,7 +25,7 @@ SAMPLES = 64  # of each weight: to copy and compare them takes a third of a micr
 
 @dataclass
 class _Pack:
-    weights: PackedWeights
+    weights: PackedWeights | DeviceWeights
     layer: str
     first: weakref.ref[torch.Tensor]
     identities: list[tuple[Any, ...]]
@@ -66,13 +66,13 @@ def kept(weights: list[torch.Tensor], call: Call, threads: int | None) -> Packed
         and pack.weights.is_readable
     ):
         return pack.weights
-    fresh = packed(weights, call, threads)
-    if isinstance(fresh, PackedWeights) and all(weight.is_contiguous() for weight in weights):
-        key = id(weights[0])
-        first = weakref.ref(weights[0], lambda _: _PACKS.pop(key, None))
-        samples = [_sample(weight) for weight in weights]
-        values = [sample.tobytes() for sample in samples]
-        _PACKS[key] = _Pack(fresh, call.layer, first, identities, samples, values)
+    if threads is None or not all(weight.is_contiguous() for weight in weights):
+        return packed(weights, call, threads)
+    samples = [_sample(weight) for weight in weights]
+    values = [sample.tobytes() for sample in samples]  # before packing: another thread may be writing
+    fresh, key = packed(weights, call, threads), id(weights[0])
+    first = weakref.ref(weights[0], lambda _: _PACKS.pop(key, None))
+    _PACKS[key] = _Pack(fresh, call.layer, first, identities, samples, values)
     return fresh
 
 
