@@ -27,10 +27,13 @@ def example(name: str) -> ModuleType:
 
 
 PAGES = sorted((EXAMPLES.parent / "docs").glob("*.md"))
+NEEDS = {"onnx": ("onnx",)}  # packages, of the pages of faces
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if page.stem != "gpu"], ids=lambda page: page.stem)
 def test_every_block_of_a_page_runs(page: Path) -> None:
+    for package in NEEDS.get(page.stem, ()):
+        pytest.importorskip(package)
     run_blocks(page)
 
 
