@@ -18,7 +18,7 @@ torch = pytest.importorskip("torch")
 from torch import nn  # noqa: E402
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence  # noqa: E402
 
-from fastlstm.torch import LSTM  # noqa: E402
+from fastlstm.torch import LSTM, operators  # noqa: E402
 from torch_cases import as_arrays, assert_as_exact, random_case, results_of  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN:UserWarning")
@@ -113,9 +113,18 @@ def test_numbers_are_torchs(number: int) -> None:
 
 
 @pytest.mark.parametrize("wanted", [(a, b, c) for a in (0, 1) for b in (0, 1) for c in (0, 1)], ids=str)
-def test_only_what_is_asked_for(wanted: tuple[int, int, int]) -> None:
+def test_only_what_is_asked_for(wanted: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[bool, bool]] = []
+    run = operators.lstm_backward
+
+    def watched(*args: Any, want_x: bool, want_weights: bool, **options: Any) -> Any:
+        asked.append((want_x, want_weights))
+        return run(*args, want_x=want_x, want_weights=want_weights, **options)
+
+    monkeypatch.setattr(operators, "lstm_backward", watched)
     case = next(case for case in map(random_case, range(100)) if case.state and case.dtype == torch.float64)
     found = results_of(case.layer(LSTM), case, tuple(map(bool, wanted)))
+    assert asked == [(bool(wanted[0]), bool(wanted[2]))] * any(wanted)
     truth = results_of(case.layer(LSTM), case)
     assert_close(as_arrays(found), {name: a for name, a in as_arrays(truth).items() if name in found}, "float64")
     assert found["y"].requires_grad == any(wanted)
@@ -270,6 +279,9 @@ def test_backward_in_eval_mode() -> None:
     plain.load_state_dict(layer.state_dict())
     grads = [torch.autograd.grad(m(x)[0].sum(), [x, *m.parameters()]) for m in (layer, plain)]
     assert all(map(torch.equal, *grads))
+    zoned = LSTM(3, 5, cell=fastlstm.LSTMCellOptions(zoneout_h=0.1)).eval()
+    with pytest.raises(NotImplementedError, match="zoneout has no gradient in eval mode"):
+        zoned(x)
 
 
 # Precision

@@ -5,14 +5,13 @@ An `autograd.Function` around each operator: one that is registered with the ope
 
 from __future__ import annotations
 
-import inspect
 from typing import Any
 
 import torch
 from torch.autograd import forward_ad
 
 from .equations import second_order
-from .operators import Tensors, ops
+from .operators import Tensors, backward, forward, is_plain
 
 __all__ = ["lstm"]
 
@@ -20,9 +19,9 @@ __all__ = ["lstm"]
 def lstm(x: torch.Tensor, state: Tensors, weights: Tensors, marks: list[torch.Tensor | None], options: str) -> Any:
     """The results of `fastlstm::lstm_forward` less the tape. options: a call's text without its last flag."""
     if _is_differentiated(x, state, weights):
-        inputs = (x, *state, *weights, *marks)
-        return _Forward.apply(options + "|True", len(state), len(weights), *inputs)[:-1]
-    return ops.lstm_forward(x, state, weights, marks, options + "|False")
+        apply = _apply_plainly if is_plain(x, weights) else _Forward.apply
+        return apply(options + "|True", len(state), len(weights), x, *state, *weights, *marks)[:-1]
+    return forward(x, state, weights, marks, options + "|False")
 
 
 def _is_differentiated(x: torch.Tensor, state: Tensors, weights: Tensors) -> bool:
@@ -36,13 +35,15 @@ def _is_differentiated(x: torch.Tensor, state: Tensors, weights: Tensors) -> boo
 
 
 class _Forward(torch.autograd.Function):
+    """Inputs: a call's text, how many states and weights there are, then x, states, weights and marks."""
+
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(text: str, states: int, weights: int, x: Any, *tensors: Any) -> tuple[torch.Tensor, ...]:
+    def forward(*inputs: Any) -> tuple[torch.Tensor, ...]:
+        text, states, weights, x, *tensors = inputs
         end = states + weights
-        state, arrays, marks = tensors[:states], tensors[states:end], tensors[end:]
-        return tuple(ops.lstm_forward(x, state, arrays, marks, text))
+        return tuple(forward(x, tensors[:states], tensors[states:end], tensors[end:], text))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
@@ -63,24 +64,25 @@ class _Forward(torch.autograd.Function):
             found = _Backward.apply(text, states, weights, wants, len(grads) - 1, tape, *grads[:-1], *inputs)
         else:
             x, state, arrays, marks = inputs[0], inputs[1 : 1 + states], inputs[1 + states : end], inputs[end:]
-            found = ops.lstm_backward(grads[:-1], tape, *wants, x, state, arrays, marks, text)
+            found = backward(grads[:-1], tape, wants_x, wants_weights, x, state, arrays, marks, text)
         dx = found[:1] if wants_x else (None,)
         dstate = found[wants_x : wants_x + states]
         dweights = found[wants_x + states :] if wants_weights else (None,) * weights
-        return (None, None, None, *dx, *dstate, *dweights, None, None, None, None)
+        return (None, None, None, *dx, *dstate, *dweights, *(None,) * (len(inputs) - end))
 
 
 class _Backward(torch.autograd.Function):
+    """Inputs: `_Forward`'s first three, what is wanted, how many gradients come, the tape, they, the other inputs."""
+
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(
-        text: str, states: int, weights: int, wants: tuple[bool, bool], outputs: int, tape: Any, *tensors: Any
-    ) -> tuple[torch.Tensor, ...]:
+    def forward(*inputs: Any) -> tuple[torch.Tensor, ...]:
+        text, states, weights, wants, outputs, tape, *tensors = inputs
         grads, (x, *others) = tensors[:outputs], tensors[outputs:]
         end = states + weights
         state, arrays, marks = others[:states], others[states:end], others[end:]
-        return tuple(ops.lstm_backward(grads, tape, *wants, x, state, arrays, marks, text))
+        return tuple(backward(grads, tape, *wants, x, state, arrays, marks, text))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
@@ -95,5 +97,5 @@ class _Backward(torch.autograd.Function):
         return (None, None, None, None, None, None, *found)
 
 
-for _function in (_Forward, _Backward):  # or `apply` would work it out at each call, for 30 microseconds
-    setattr(_function.forward, "__signature__", inspect.signature(_function.forward))  # noqa: B010
+# What `apply` does after it has sought out defaults of arguments and transformations, which takes 10 microseconds.
+_apply_plainly = super(torch.autograd.Function, _Forward).apply

@@ -5,8 +5,9 @@ from __future__ import annotations
 import functools
 import json
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
-from ..cells import LSTMCellOptions
+from ..cells import PLAIN, LSTMCellOptions
 from ..weights import WeightSpec
 
 __all__ = ["Call", "call_of", "layer_text"]
@@ -27,6 +28,20 @@ class Call:
     draws: bool  # random numbers, as in training
     keeps_tape: bool  # for a backward pass
 
+    @functools.cached_property
+    def options(self) -> dict[str, Any]:
+        """Of these, the ones that `lstm_forward` takes."""
+        if self.keeps_tape and not self.draws and (self.cell.zoneout_h or self.cell.zoneout_c):
+            raise NotImplementedError("zoneout has no gradient in eval mode: expected train mode, or torch.no_grad()")
+        return {
+            "batch_first": self.batch_first,
+            "dropout": self.dropout,
+            "masked_output": "repeat" if self.repeat else "zero",
+            "return_cells": self.return_cells,
+            "return_gates": self.return_gates,
+            "training": self.draws or self.keeps_tape,
+        }
+
 
 def layer_text(spec: WeightSpec, cell: LSTMCellOptions, dropout: float) -> str:
     """The sizes and options of a layer; a call's text adds the flags of `Call` in order, divided by "|".
@@ -36,7 +51,8 @@ def layer_text(spec: WeightSpec, cell: LSTMCellOptions, dropout: float) -> str:
     >>> call.spec.hidden_size, call.cell.weight_drop, call.dropout, call.batch_first, call.repeat
     (5, 0.5, 0.1, True, False)
     """
-    return json.dumps([asdict(spec), asdict(cell), dropout])
+    options = {} if cell == PLAIN else asdict(cell)
+    return json.dumps([list(asdict(spec).values()), options, dropout])
 
 
 @functools.lru_cache(maxsize=1024)
@@ -48,5 +64,5 @@ def call_of(text: str) -> Call:
     if not draws:
         cell = replace(cell, input_dropout=0.0, recurrent_dropout=0.0, weight_drop=0.0)
     return Call(
-        layer, WeightSpec(**sizes), cell, dropout if draws else 0.0, batch_first, repeat, cells, gates, draws, tape
+        layer, WeightSpec(*sizes), cell, dropout if draws else 0.0, batch_first, repeat, cells, gates, draws, tape
     )

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from ..weights import WeightSpec
-from .module import RunsLSTM, State
+from .module import PLAINLY, RunsLSTM, State
 
 __all__ = ["LSTMCell"]
 
@@ -32,7 +32,7 @@ class LSTMCell(RunsLSTM, torch.nn.LSTMCell):
     def forward(self, input: torch.Tensor, hx: State | None = None) -> State:
         """h and c after the step: input `[B,I]` or `[I]`, hx a pair of `[B,H]` or `[H]`, zeros if None."""
         state = None if hx is None else (hx[0].unsqueeze(0), hx[1].unsqueeze(0))
-        _, h, c = self._run(input.unsqueeze(0), state, [None, None, None], False, "False|False|False")
+        _, h, c = self._run(input.unsqueeze(0), state, [], False, PLAINLY)
         return h.squeeze(0), c.squeeze(0)
 
     def _spec(self) -> WeightSpec:

@@ -50,7 +50,7 @@ def second_order(
     found, pull = torch.func.vjp(backward, [given[place] for place in places], x, state, arrays)
     dy, dx, dstate, darrays = pull([torch.zeros_like(f) if d is None else d for f, d in zip(found, grads, strict=True)])
     dense = dict(zip(places, dy, strict=True))
-    return [*map(dense.get, range(outputs)), dx, *dstate, *darrays, None, None, None, None]
+    return [*map(dense.get, range(outputs)), dx, *dstate, *darrays, *(None for _ in marks)]
 
 
 class _Steps(NamedTuple):
@@ -71,7 +71,7 @@ def forward(x: torch.Tensor, state: Tensors, weights: Tensors, marks: list[Any],
         return a.squeeze(1) if unbatched else a.transpose(0, 1) if swaps else a
 
     named = dict(zip(spec.shapes(), weights, strict=True))
-    lengths, mask, reset, seed = marks
+    lengths, mask, reset, seed = marks or (None,) * 4
     output = enter(x)
     both = _steps(output, lengths, *(None if a is None else enter(a[..., None]) for a in (mask, reset)))[:D]
     counts, place = both[0].counts, _Place(0 if seed is None else int(seed), output, call)

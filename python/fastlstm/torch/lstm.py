@@ -11,7 +11,7 @@ from ..cells import PLAIN, LSTMCellOptions
 from ..functional import check_call
 from ..layouts import check_cell
 from ..weights import WeightSpec
-from .module import RunsLSTM, State
+from .module import PLAINLY, RunsLSTM, State
 
 __all__ = ["LSTM"]
 
@@ -81,10 +81,11 @@ class LSTM(RunsLSTM, torch.nn.RNNBase):
         state is zeroed. In lengths a 0 is allowed. return_cells: c of every step of the last layer. return_gates: its
         gates i f g o after their activations.
         """
+        more = PLAINLY
         if masked_output != "zero" or return_cells or return_gates:
             check_call(masked_output, return_cells=return_cells, return_gates=return_gates)
-        more = f"{masked_output == 'repeat'}|{return_cells}|{return_gates}"
-        marks = [lengths, mask, reset]
+            more = f"{masked_output == 'repeat'}|{return_cells}|{return_gates}"
+        marks = [] if lengths is mask is reset is None else [lengths, mask, reset]
         if isinstance(input, PackedSequence):
             return self._packed(input, hx, marks, more)
         marks = [None if mark is None else torch.as_tensor(mark) for mark in marks]
@@ -93,7 +94,7 @@ class LSTM(RunsLSTM, torch.nn.RNNBase):
 
     def _packed(self, input: PackedSequence, hx: State | None, marks: list[Any], more: str) -> tuple[Any, ...]:
         """Rows in the order of their lengths, as they lie in a packed sequence."""
-        for name, mark in zip(("lengths", "mask", "reset"), marks, strict=True):
+        for name, mark in zip(("lengths", "mask", "reset"), marks, strict=False):
             if mark is not None:
                 raise ValueError(f"{name} is given, but input is a PackedSequence: expected None")
         data, sizes, order, inverse = input

@@ -12,7 +12,9 @@ from . import packs
 from .autograd import lstm
 from .call import layer_text
 
-__all__ = ["RunsLSTM", "State"]
+__all__ = ["PLAINLY", "RunsLSTM", "State"]
+
+PLAINLY = "False|False|False"  # a call that repeats no output, and returns no cells or gates
 
 State = tuple[torch.Tensor, torch.Tensor]
 
@@ -44,13 +46,15 @@ class RunsLSTM(torch.nn.Module):
             self._describe()
 
     def _run(self, x: torch.Tensor, hx: State | None, marks: list[Any], batch_first: bool, more: str) -> Any:
-        """y, h_n, c_n, then what more asks for; marks: lengths, mask, reset."""
+        """y, h_n, c_n, then what more asks for; marks: lengths, mask, reset, or empty for none of them."""
         own = self._parameters
         weights: list[Any] = [own[name] if name in own else getattr(self, name) for name in self._names]
         draws = self.training and self._draws
-        marks = [*marks, torch.randint(2**63 - 1, (), dtype=torch.int64) if draws else None]
+        if marks or draws:
+            seed = torch.randint(2**63 - 1, (), dtype=torch.int64) if draws else None
+            marks = [*(marks or (None, None, None)), seed]
         options = f"{self._layer}|{batch_first}|{more}|{draws}"
-        state = [] if hx is None else list(hx)
+        state: list[Any] = [] if hx is None else list(hx)
         if x.is_meta or not torch.is_autocast_enabled(device := x.device.type):
             return lstm(x, state, weights, marks, options)
         x, *given = (_cast(tensor, torch.float32) for tensor in (x, *state, *weights))

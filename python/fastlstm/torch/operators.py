@@ -17,10 +17,10 @@ from .call import Call, call_of
 from .packs import array_of, kept, packed
 from .tapes import tape_of, tensor_of
 
-__all__ = ["ops"]
+__all__ = ["backward", "forward", "is_plain", "ops"]
 
 # x [T,B,I], [B,T,I] if batch_first, [T,I]; state: h0 [L*D,B,Hout] and c0 [L*D,B,H], or none; weights in torch's order;
-# marks: lengths [B], mask and reset as x without I, seed []
+# marks: lengths [B], mask and reset as x without I, seed [], or nothing for none of them
 _INPUTS = "Tensor x, Tensor[] state, Tensor[] weights, Tensor?[] marks, str call"
 _library = torch.library.Library("fastlstm", "DEF")
 # y, h_n, c_n, then cells, gates and the tape where asked for
@@ -32,37 +32,69 @@ ops = torch.ops.fastlstm
 Tensors = list[torch.Tensor]
 
 
+def forward(x: torch.Tensor, state: Tensors, weights: Tensors, marks: list[torch.Tensor | None], text: str) -> Tensors:
+    """The operator, or where nothing looks on, what it runs: to dispatch takes as long as a small step."""
+    run = _forward if is_plain(x, weights) else ops.lstm_forward
+    results: Tensors = run(x, state, weights, marks, text)
+    return results
+
+
+def backward(
+    grads: Any,
+    tape: torch.Tensor,
+    wants_x: bool,
+    wants_weights: bool,
+    x: torch.Tensor,
+    state: Any,
+    weights: Any,
+    *more: Any,
+) -> Tensors:
+    run = _backward if is_plain(x, weights) else ops.lstm_backward
+    results: Tensors = run(grads, tape, wants_x, wants_weights, x, state, weights, *more)
+    return results
+
+
+def is_plain(x: torch.Tensor, weights: Tensors) -> bool:
+    """Whether no compiler, tracer, transformation, mode or profiler looks on, and no tensor has ways of its own."""
+    return (
+        not torch.compiler.is_compiling()
+        and type(x) in _PLAIN
+        and (x.is_cpu or x.is_cuda)
+        and all(type(weight) in _PLAIN for weight in weights)
+        and not torch._C._are_functorch_transforms_active()
+        and not torch._C._len_torch_dispatch_stack()
+        and not torch._C._is_tracing()
+        and not torch.autograd._profiler_enabled()
+    )
+
+
+_PLAIN = (torch.Tensor, torch.nn.Parameter)
+
+
 def _forward(x: torch.Tensor, state: Tensors, weights: Tensors, marks: list[torch.Tensor | None], text: str) -> Tensors:
-    results, tape = _run(x, state, weights, marks, call_of(text))
-    if call_of(text).keeps_tape:
-        results.append(tensor_of(tape))
+    call = call_of(text)
+    (y, (h_n, c_n), *more), tape = _run(x, state, weights, marks, call)
+    results = [_tensor_of(y), _tensor_of(h_n), _tensor_of(c_n)]
+    if call.keeps_tape or more:
+        results += map(_tensor_of, more)
+        results += [tensor_of(tape)] * call.keeps_tape
     return results
 
 
 def _run(
     x: torch.Tensor, state: Tensors, weights: Tensors, marks: list[torch.Tensor | None], call: Call
-) -> tuple[Tensors, Any]:
+) -> tuple[list[Any], Any]:
     """The results, and the tape."""
     threads = torch.get_num_threads() if x.is_cpu else None
-    training = call.draws or call.keeps_tape
-    lengths, mask, reset = (None if mark is None else array_of(mark) for mark in marks[:3])
-    y, (h_n, c_n), *more, tape = lstm_forward(
-        array_of(x),
-        packed(weights, call, threads) if training else kept(weights, call, threads),
-        (array_of(state[0]), array_of(state[1])) if state else None,
-        batch_first=call.batch_first,
-        dropout=call.dropout,
-        dropout_seed=None if marks[3] is None else int(marks[3]),
-        lengths=lengths,
-        mask=mask,
-        reset=reset,
-        masked_output="repeat" if call.repeat else "zero",
-        return_cells=call.return_cells,
-        return_gates=call.return_gates,
-        training=training,
-        threads=threads,
-    )
-    return [_tensor_of(array) for array in (y, h_n, c_n, *more)], tape
+    options = call.options
+    weigh = packed if options["training"] else kept
+    if marks:
+        lengths, mask, reset, seed = (None if mark is None else array_of(mark) for mark in marks)
+        dropout_seed = None if seed is None else int(seed)
+        options = options | {"lengths": lengths, "mask": mask, "reset": reset, "dropout_seed": dropout_seed}
+    given = (array_of(state[0]), array_of(state[1])) if state else None
+    *results, tape = lstm_forward(array_of(x), weigh(weights, call, threads), given, threads=threads, **options)
+    return results, tape
 
 
 def _backward(
@@ -77,9 +109,16 @@ def _backward(
     dcells = more.pop(0) if call.return_cells else None
     dgates = more.pop(0) if call.return_gates else None
     threads = torch.get_num_threads() if x.is_cpu else None
-    found = lstm_backward(held, dy, (dh_n, dc_n), dcells=dcells, dgates=dgates, threads=threads)
-    wanted = [found.x] * wants_x + list(found.state) * bool(state)
-    return [_tensor_of(array) for array in (*wanted, *(found.weights.values() if wants_weights else ()))]
+    options: dict[str, Any] = {
+        "dcells": dcells,
+        "dgates": dgates,
+        "threads": threads,
+        "want_x": wants_x,
+        "want_weights": wants_weights,
+    }
+    found = lstm_backward(held, dy, (dh_n, dc_n), **options)
+    wanted = [found.x] * wants_x + list(found.state) * bool(state) + list(found.weights.values())
+    return list(map(_tensor_of, wanted))
 
 
 def _tensor_of(array: Any) -> torch.Tensor:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..config import active_isa
 from ..device_weights import DeviceWeights
 from ..functional import PackedWeights
 from .call import Call
@@ -27,6 +28,7 @@ SAMPLES = 64  # of each weight: to copy and compare them takes a third of a micr
 class _Pack:
     weights: PackedWeights | DeviceWeights
     layer: str
+    isa: str
     first: weakref.ref[torch.Tensor]
     identities: list[tuple[Any, ...]]
     samples: list[np.ndarray]  # views of the weights' own memory, which they keep from becoming another tensor's
@@ -63,7 +65,7 @@ def kept(weights: list[torch.Tensor], call: Call, threads: int | None) -> Packed
         and pack.layer == call.layer
         and pack.identities == identities  # before the samples: their memory is still there
         and [sample.tobytes() for sample in pack.samples] == pack.values
-        and pack.weights.is_readable
+        and pack.isa == active_isa()
     ):
         return pack.weights
     if threads is None or not all(weight.is_contiguous() for weight in weights):
@@ -72,7 +74,7 @@ def kept(weights: list[torch.Tensor], call: Call, threads: int | None) -> Packed
     values = [sample.tobytes() for sample in samples]  # before packing: another thread may be writing
     fresh, key = packed(weights, call, threads), id(weights[0])
     first = weakref.ref(weights[0], lambda _: _PACKS.pop(key, None))
-    _PACKS[key] = _Pack(fresh, call.layer, first, identities, samples, values)
+    _PACKS[key] = _Pack(fresh, call.layer, active_isa(), first, identities, samples, values)
     return fresh
 
 
