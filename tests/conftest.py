@@ -10,6 +10,7 @@ from types import ModuleType
 
 import pytest
 
+import cuda_build
 import emulated_cuda
 import fastlstm
 from gpus import REAL, Gpu, why_not
@@ -35,6 +36,17 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     for name, values in PARAMETERS.items():
         if name in metafunc.fixturenames and not any(name in argnames for argnames in own):
             metafunc.parametrize(name, values, indirect=name in ("isa", "gpu"))
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    wanted = any(item.path.name == "test_cuda_build.py" for item in session.items)
+    if wanted and not session.config.option.collectonly and not cuda_build.why_not():
+        session.config.stash[cuda_build.KEY] = cuda_build.CudaBuild()
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if build := session.config.stash.get(cuda_build.KEY, None):
+        build.stop()
 
 
 @pytest.fixture

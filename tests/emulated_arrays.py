@@ -22,7 +22,7 @@ class EmulatedArray(np.ndarray):
             "shape": self.shape,
             "strides": self.strides,
             "typestr": self.dtype.str,
-            "data": (interface["data"][0], not self.flags.writeable),
+            "data": (interface["data"][0] if self.size else 0, not self.flags.writeable),  # as allocators on a GPU do
             "version": 3,
             "stream": None,
         }

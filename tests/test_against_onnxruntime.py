@@ -1,25 +1,22 @@
-"""The native LSTM against the operator LSTM of onnxruntime: hundreds of random models of what ONNX's cell can do.
-
-ONNX orders the gates i o f c and the peepholes i o f; ours are i f g o and i f o.
-"""
+"""`fastlstm.onnx.lstm` against onnxruntime's operator LSTM: hundreds of random nodes of what ONNX's cell can do."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 
 from cases import TOLERANCE, relative_error
-from fastlstm import LSTMCellOptions, functional, reference
-from fastlstm.weights import WeightSpec
+from fastlstm import LSTMCellOptions, reference
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
+from fastlstm.onnx import lstm  # noqa: E402
 
-MODELS = 200  # of each feature
-FROM_OURS = [0, 3, 1, 2]  # i f g o -> i o f c
+MODELS = 100  # of each feature
+INPUTS = ("X", "W", "R", "B", "sequence_lens", "initial_h", "initial_c", "P")
+OUTPUTS = ("Y", "Y_h", "Y_c")
 Random = np.random.Generator
 
 # ONNX's names, and the range of alpha and beta of those that have them.
@@ -36,133 +33,129 @@ NAMES = {
     "scaled_tanh": ("ScaledTanh", (0.5, 1.5), (0.5, 1.5)),
     "thresholded_relu": ("ThresholdedRelu", (0.1, 0.6)),
 }
+TEXTBOOK = (("sigmoid",), ("tanh",), ("tanh",))
+FEATURES = ["plain", "clip", "input_forget", "peepholes", "lengths", "activations", "all"]
+
+
+class Node(NamedTuple):
+    """One random node: its attributes, its inputs, and the cell of each direction."""
+
+    attributes: dict[str, Any]
+    inputs: dict[str, np.ndarray]
+    cells: list[LSTMCellOptions]
 
 
 def any_activation(rng: Random) -> tuple[Any, ...]:
     name = str(rng.choice(list(NAMES)))
-    return name, *(float(rng.uniform(*limits)) for limits in NAMES[name][1:])
+    return name, *(float(np.float32(rng.uniform(*limits))) for limits in NAMES[name][1:])
 
 
-# What differs from the textbook's cell: cell options, and "peepholes" or "lengths".
-FEATURES: dict[str, Callable[[Random], dict[str, Any]]] = {
-    "plain": lambda rng: {},
-    "clip": lambda rng: {"gate_clip": float(rng.uniform(0.2, 2))},
-    "input_forget": lambda rng: {"coupled_input_forget": True},
-    "peepholes": lambda rng: {"peepholes": True},
-    "lengths": lambda rng: {"lengths": True},
-    "activations": lambda rng: {"activations": tuple(any_activation(rng) for _ in range(3))},
-    "all": lambda rng: {
-        "gate_clip": float(rng.uniform(0.5, 2)),
-        "coupled_input_forget": bool(rng.integers(2)),
-        "peepholes": True,
-        "lengths": True,
-        "activations": tuple(any_activation(rng) for _ in range(3)),
-    },
-}
+def random_node(rng: Random, feature: str) -> Node:
+    def has(name: str) -> bool:
+        return feature in (name, "all")
+
+    T, B, I, H = (int(rng.integers(1, most)) for most in (12, 7, 20, 35))
+    direction = str(rng.choice(["forward", "reverse", "bidirectional"]))
+    D = 1 + (direction == "bidirectional")
+    attributes: dict[str, Any] = {"hidden_size": H, "direction": direction}
+    functions = [any_activation(rng) if has("activations") else TEXTBOOK[n % 3] for n in range(3 * D)]
+    if has("activations"):
+        attributes["activations"] = [NAMES[name][0] for name, *_ in functions]
+        for place, which in enumerate(("activation_alpha", "activation_beta"), 1):
+            if values := [function[place] for function in functions if len(function) > place]:
+                attributes[which] = values
+    clip = float(np.float32(rng.uniform(0.5, 2))) if has("clip") else None
+    attributes |= {} if clip is None else {"clip": clip}
+    coupled = bool(rng.integers(2)) if feature == "all" else has("input_forget")
+    attributes |= {"input_forget": 1} if coupled else {}
+
+    shapes = {"W": (4 * H, I), "R": (4 * H, H), "B": (8 * H,), "P": (3 * H,)}
+    inputs = {name: rng.uniform(-0.6, 0.6, (D, *shape)).astype(np.float32) for name, shape in shapes.items()}
+    inputs |= {name: rng.standard_normal((D, B, H), np.float32) for name in ("initial_h", "initial_c")}
+    inputs |= {"X": rng.standard_normal((T, B, I), np.float32), "sequence_lens": rng.integers(1, T + 1, B, np.int32)}
+    left_out = {name for name in ("B", "initial_h", "initial_c") if rng.random() < 0.2}
+    left_out |= {name for name, what in (("P", "peepholes"), ("sequence_lens", "lengths")) if not has(what)}
+    triples = [functions[3 * d : 3 * d + 3] for d in range(D)]
+    cells = [LSTMCellOptions(tuple(triple), coupled, gate_clip=clip) for triple in triples]
+    return Node(attributes, {name: array for name, array in inputs.items() if name not in left_out}, cells)
 
 
-def by_gate(array: np.ndarray) -> np.ndarray:
-    return np.concatenate([np.split(array, 4)[gate] for gate in FROM_OURS])
-
-
-def onnx_solve(
-    spec: WeightSpec,
-    weights: dict[str, np.ndarray],
-    x: np.ndarray,
-    state: tuple[np.ndarray, np.ndarray],
-    cell: LSTMCellOptions,
-    lengths: np.ndarray | None,
-    direction: str,
-) -> dict[str, np.ndarray]:
-    """y `[T,B,D*H]`, h_n and c_n `[D,B,H]` of one layer."""
-    suffixes = ["_l0", "_l0_reverse"][: spec.num_directions]
-    stacked = {
-        "W": np.stack([by_gate(weights["weight_ih" + s]) for s in suffixes]),
-        "R": np.stack([by_gate(weights["weight_hh" + s]) for s in suffixes]),
-        "B": np.stack([np.r_[by_gate(weights["bias_ih" + s]), by_gate(weights["bias_hh" + s])] for s in suffixes]),
-        "sequence_lens": lengths,
-        "initial_h": state[0],
-        "initial_c": state[1],
-        "P": None,
-    }
-    if spec.peepholes:
-        thirds = [np.split(weights["weight_peephole" + s], 3) for s in suffixes]
-        stacked["P"] = np.stack([np.concatenate([i, o, f]) for i, f, o in thirds])
-    functions = cell.activations * spec.num_directions
-    lists = {"activation_alpha": [], "activation_beta": []}  # only of those that have them, in their order
-    for function in functions:
-        for which, value in zip(lists, function[1 : len(NAMES[function.name])], strict=False):
-            lists[which].append(value)
-    attributes = {
-        "hidden_size": spec.hidden_size,
-        "direction": direction,
-        "activations": [NAMES[function.name][0] for function in functions],
-        "input_forget": int(cell.coupled_input_forget),
-        **({} if cell.gate_clip is None else {"clip": cell.gate_clip}),
-        **{name: values for name, values in lists.items() if values},
-    }
-    given = {"X": x} | {name: array for name, array in stacked.items() if array is not None}
-    names = ["X", *(name if stacked[name] is not None else "" for name in stacked)]
+def by_onnxruntime(node: Node) -> list[np.ndarray]:
     make = onnx.helper
-    node = make.make_node("LSTM", names, ["Y", "Y_h", "Y_c"], **attributes)
-    inputs = [make.make_tensor_value_info(n, make.np_dtype_to_tensor_dtype(a.dtype), a.shape) for n, a in given.items()]
-    outputs = [make.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in ("Y", "Y_h", "Y_c")]
-    model = make.make_model(
-        make.make_graph([node], "lstm", inputs, outputs), opset_imports=[make.make_opsetid("", 14)], ir_version=10
-    )
+    names = [name if name in node.inputs else "" for name in INPUTS]
+    kinds = {name: make.np_dtype_to_tensor_dtype(array.dtype) for name, array in node.inputs.items()}
+    given = [make.make_tensor_value_info(name, kinds[name], array.shape) for name, array in node.inputs.items()]
+    results = [make.make_tensor_value_info(name, kinds["X"], None) for name in OUTPUTS]
+    graph = make.make_graph([make.make_node("LSTM", names, OUTPUTS, **node.attributes)], "lstm", given, results)
+    model = make.make_model(graph, opset_imports=[make.make_opsetid("", 14)], ir_version=10)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    y, h_n, c_n = session.run(None, given)
-    return {"y": np.concatenate(list(y.swapaxes(0, 1)), axis=-1), "h_n": h_n, "c_n": c_n}
+    return session.run(None, node.inputs)
+
+
+def doubled(node: Node) -> Node:
+    floats = {n: array.astype(np.float64) for n, array in node.inputs.items() if array.dtype == np.float32}
+    return node._replace(inputs=node.inputs | floats)
+
+
+def by_reference(node: Node) -> list[np.ndarray]:
+    """The float64 truth, direction by direction and row by row; gates i o f c become i f g o, peepholes i o f i f o."""
+    a = doubled(node).inputs
+    T, B, _ = a["X"].shape
+    H = a["R"].shape[2]
+    Y, (Y_h, Y_c) = np.zeros((T, len(node.cells), B, H)), np.zeros((2, len(node.cells), B, H))
+    for d, cell in enumerate(node.cells):
+        gates = {"weight_ih_l0": a["W"][d], "weight_hh_l0": a["R"][d]}
+        if "B" in a:
+            gates |= {"bias_ih_l0": a["B"][d, : 4 * H], "bias_hh_l0": a["B"][d, 4 * H :]}
+        blocks = {name: np.split(array, 4) for name, array in gates.items()}
+        weights = {name: np.concatenate([i, f, g, o]) for name, (i, o, f, g) in blocks.items()}
+        if "P" in a:
+            i, o, f = np.split(a["P"][d], 3)
+            weights["weight_peephole_l0"] = np.concatenate([i, f, o])
+        order = -1 if d == 1 or node.attributes["direction"] == "reverse" else 1
+        for b in range(B):
+            own = slice(None, a["sequence_lens"][b] if "sequence_lens" in a else T)
+            state = tuple(a[name][d, b][None] if name in a else np.zeros((1, H)) for name in ("initial_h", "initial_c"))
+            x = a["X"][own, b][::order]
+            y, (h, c), _ = reference.lstm_forward(x, weights, state, cell=cell, training=False)
+            Y[own, d, b], Y_h[d, b], Y_c[d, b] = y[::order], h[0], c[0]
+    return [Y, Y_h, Y_c]
+
+
+def random_nodes(feature: str, count: int) -> list[tuple[Node, list[np.ndarray]]]:
+    """Nodes with onnxruntime's results. Gates without a bound let a cell explode, and its errors with it: not those."""
+    rng = np.random.default_rng(FEATURES.index(feature))
+    nodes: list[tuple[Node, list[np.ndarray]]] = []
+    while len(nodes) < count:
+        node = random_node(rng, feature)
+        if abs((expected := by_onnxruntime(node))[2]).max() < 100:
+            nodes.append((node, expected))
+    return nodes
 
 
 @pytest.mark.parametrize("feature", FEATURES)
 def test_random_models(feature: str) -> None:
-    rng = np.random.default_rng(list(FEATURES).index(feature))
-    compared = 0
-    while compared < MODELS:
-        options = FEATURES[feature](rng)
-        peepholes, with_lengths = (options.pop(name, False) for name in ("peepholes", "lengths"))
-        T, B, I, H = (int(rng.integers(1, most)) for most in (12, 7, 20, 35))
-        direction = str(rng.choice(["forward", "bidirectional"]))
-        spec = WeightSpec(I, H, bidirectional=direction == "bidirectional", peepholes=peepholes)
-        weights = {n: rng.uniform(-0.6, 0.6, size).astype(np.float32) for n, size in spec.shapes().items()}
-        x = rng.standard_normal((T, B, I), np.float32)
-        state = tuple(rng.standard_normal((spec.num_directions, B, H), np.float32) for _ in range(2))
-        lengths = rng.integers(1, T + 1, B, np.int32) if with_lengths else None
-        cell = LSTMCellOptions(**options)
-        expected = onnx_solve(spec, weights, x, state, cell, lengths, direction)
-        if not abs(expected["c_n"]).max() < 100:
-            continue  # gates without a bound let a cell explode, and its errors with it
-        compared += 1
-        y, (h_n, c_n), _ = functional.lstm_forward(x, weights, state, cell=cell, lengths=lengths, training=False)
-        for name, array in {"y": y, "h_n": h_n, "c_n": c_n}.items():
-            assert array.shape == expected[name].shape
-            error = relative_error(array, expected[name])
-            if (
-                error > TOLERANCE["onnxruntime"]
-            ):  # then the model makes much of each rounding: who is nearer to the truth?
-                double = (
-                    {n: w.astype(np.float64) for n, w in weights.items()},
-                    tuple(s.astype(np.float64) for s in state),
-                )
-                truth = reference.lstm_forward(
-                    x.astype(np.float64), *double, cell=cell, lengths=lengths, training=False
-                )
-                exact = {"y": truth[0], "h_n": truth[1][0], "c_n": truth[1][1]}[name]
-                assert relative_error(array, exact) <= 10 * relative_error(expected[name], exact), (
-                    f"{spec}, {cell}, {T}, {B}"
-                )
+    for node, expected in random_nodes(feature, MODELS):
+        for n, (found, theirs) in enumerate(zip(lstm(**node.inputs, **node.attributes), expected, strict=True)):
+            assert found.shape == theirs.shape and found.dtype == theirs.dtype
+            if relative_error(found, theirs) > TOLERANCE["onnxruntime"]:
+                # Then the model makes much of each rounding: who is nearer to the truth?
+                exact = by_reference(node)[n]
+                assert relative_error(found, exact) <= 10 * relative_error(theirs, exact), (OUTPUTS[n], node.attributes)
 
 
-def test_the_reverse_direction_alone() -> None:
-    rng = np.random.default_rng(5)
-    spec = WeightSpec(6, 11)
-    weights = {name: rng.uniform(-0.6, 0.6, size).astype(np.float32) for name, size in spec.shapes().items()}
-    x = rng.standard_normal((9, 4, 6), np.float32)
-    state = tuple(rng.standard_normal((1, 4, 11), np.float32) for _ in range(2))
-    expected = onnx_solve(spec, weights, x, state, LSTMCellOptions(), None, "reverse")
-    y, (h_n, c_n), _ = functional.lstm_forward(np.ascontiguousarray(x[::-1]), weights, state, training=False)
-    for name, array in {"y": y[::-1], "h_n": h_n, "c_n": c_n}.items():
-        assert relative_error(array, expected[name]) <= TOLERANCE["onnxruntime"], name
+@pytest.mark.parametrize("feature", FEATURES)
+def test_float64_and_both_layouts(feature: str) -> None:
+    swapped = ("X", "initial_h", "initial_c")
+    for node, _ in random_nodes(feature, 10):
+        inputs = doubled(node).inputs
+        found = lstm(**inputs, **node.attributes)
+        for name, ours, exact in zip(OUTPUTS, found, by_reference(node), strict=True):
+            assert relative_error(ours, exact) <= TOLERANCE["float64"], (name, node.attributes)
+        batch_first = {n: array.swapaxes(0, 1) if n in swapped else array for n, array in inputs.items()}
+        Y, Y_h, Y_c = lstm(**batch_first, **node.attributes, layout=1)
+        np.testing.assert_array_equal(Y.transpose(1, 2, 0, 3), found[0])
+        np.testing.assert_array_equal(Y_h.swapaxes(0, 1), found[1])
+        np.testing.assert_array_equal(Y_c.swapaxes(0, 1), found[2])

@@ -168,11 +168,12 @@ CUDNN = [
 @pytest.mark.parametrize("gpu", TORCH, indirect=True)
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
 @pytest.mark.parametrize("case", CUDNN, ids=str)
-def test_numbers_are_those_of_cudnn(gpu: Gpu, dtype: str, case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
-    theirs = torch_solve(compared(case), dtype, "cuda")
+def test_numbers_are_those_of_cudnn(gpu: Gpu, dtype: str, case: Case) -> None:
+    """In float64: its float32 is less exact than ours, up to 1.4e-5 off on an H200, in its kernel for few units."""
+    truth = torch_solve(compared(case), "float64", "cuda")
     found = gpu.solve(compared(case).astype(dtype))
-    assert_close({name: found[name] for name in theirs}, theirs, dtype, times=2)  # for each has its own roundings
+    # Gradients of weights are products of cuBLAS, which sums in other orders than ours: up to 1.2e-6 in float32.
+    assert_close({name: found[name] for name in truth}, truth, dtype, times=2)
 
 
 def test_comparison_sees_an_error_of_one_tolerance() -> None:

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import re
 import shutil
@@ -14,11 +13,12 @@ import sys
 import sysconfig
 from collections import defaultdict
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
+import cuda_build
 import fastlstm
+from cuda_build import resources, tool
 
 ROOT = Path(__file__).resolve().parents[1]
 ARCHITECTURES = {80, 86, 89, 90, 100, 120}
@@ -44,35 +44,12 @@ BUDGET = {
 SMALL = 48  # of every other kernel, which do the same to each element
 
 
-def load_resources() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("cuda_resources", ROOT / "bench" / "cuda_resources.py")
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # where dataclasses look it up
-    spec.loader.exec_module(module)
-    return module
-
-
-resources = load_resources()
-
-
-def tool(name: str) -> str | None:
-    """In this interpreter's environment, active or not, or on the PATH."""
-    return shutil.which(name, path=os.pathsep.join([sysconfig.get_path("scripts"), os.environ.get("PATH", "")]))
-
-
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(request: pytest.FixtureRequest) -> Path:
     """Where cmake built `_cuda`."""
-    cmake, ninja = tool("cmake"), tool("ninja")
-    if not (resources.toolkit() and cmake and ninja and tool("g++") and tool("c++filt")):
-        pytest.skip("nvcc, cuobjdump, cmake, ninja and g++ are not all installed: pip install .[nvcc]")
-    folder = tmp_path_factory.mktemp("cuda")
-    options = {"FASTLSTM_CUDA": "ON", "Python_EXECUTABLE": sys.executable, "CMAKE_MAKE_PROGRAM": ninja}
-    defined = [f"-D{name}={value}" for name, value in options.items()]
-    resources.output_of(cmake, "-G", "Ninja", "-S", ROOT, "-B", folder, *defined)
-    resources.output_of(cmake, "--build", folder, "--target", "_cuda")
-    return folder
+    if reason := cuda_build.why_not():
+        pytest.skip(reason)
+    return request.config.stash[cuda_build.KEY].wait()
 
 
 @pytest.fixture(scope="module")

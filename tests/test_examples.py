@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -26,10 +27,13 @@ def example(name: str) -> ModuleType:
 
 
 PAGES = sorted((EXAMPLES.parent / "docs").glob("*.md"))
+NEEDS = {"onnx": ("onnx",)}  # packages, of the pages of faces
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if page.stem != "gpu"], ids=lambda page: page.stem)
 def test_every_block_of_a_page_runs(page: Path) -> None:
+    for package in NEEDS.get(page.stem, ()):
+        pytest.importorskip(package)
     run_blocks(page)
 
 
@@ -52,6 +56,46 @@ def run_blocks(page: Path) -> None:
         line = text.count("\n", 0, block.start(1))  # so that a traceback shows the page's own line
         exec(compile("\n" * line + block[1], str(page), "exec"), names)
     assert blocks and text.count("```") == 2 * len(blocks), "a block that is not Python is not run"
+
+
+def test_the_language_models_learn_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for package in ("matplotlib", "sklearn", "torch"):
+        pytest.importorskip(package)
+    assert example("torch_language_model").main(epochs=1, hidden=32, threads=1, folder=tmp_path) == 0
+    assert "losses differ by at most" in capsys.readouterr().out
+    assert (tmp_path / "torch_language_model.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_processes_learn_together_and_outlive_one_of_them(tmp_path: Path) -> None:
+    """Two of them, one killed in the second epoch, end where one process does that sees whole batches."""
+    for package in ("sklearn", "torch"):
+        pytest.importorskip(package)
+    import torch
+
+    together, alone = tmp_path / "together.pt", tmp_path / "alone.pt"
+    program = [str(EXAMPLES / "torch_ddp.py"), "--epochs", "2", "--checkpoint", str(together), "--kill-in-epoch", "1"]
+    run = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        "--max-restarts",
+        "3",
+    ]
+    done = subprocess.run([*run, *program], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=600)
+    assert done.returncode == 0, done.stdout[-8000:]
+    assert "process 0 goes on with epoch 1" in done.stdout and "process 1 goes on with epoch 1" in done.stdout
+    threads = torch.get_num_threads()
+    try:
+        accuracy = example("torch_ddp").main(alone, epochs=2)
+    finally:
+        torch.set_num_threads(threads)
+    assert f"2 processes read {accuracy:.1%}" in done.stdout and accuracy > 0.2
+    found, expected = (torch.load(path)["model"] for path in (together, alone))
+    for name, weight in expected.items():
+        torch.testing.assert_close(found[name], weight, rtol=0, atol=1e-5)
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -25,8 +26,13 @@ from cases import (
     solve,
     truth_of,
 )
+from cell_cases import MARKS, VARIANTS, variant_of
 from fastlstm import functional, reference
 from fastlstm.weights import WeightSpec
+
+VARIANT_CASES = [
+    variant_of(variant, Case("", WeightSpec(3, 9, bidirectional=True), 4, 5, **MARKS)) for variant in VARIANTS
+]
 
 
 @pytest.mark.parametrize("case", SHAPES, ids=str)
@@ -243,6 +249,24 @@ def test_gradients_that_are_not_given_are_zero(isa: str, dtype: str, given: str)
         np.testing.assert_array_equal(found[name], array)
     if given in ("dy", "dcells"):
         assert_same_bits(solve(replace(full, dy=nones["dy"], dstate=None, dcells=nones["dcells"])), found)
+
+
+@pytest.mark.parametrize("module", [functional, reference])
+@pytest.mark.parametrize("case", EVERYTHING + VARIANT_CASES, ids=str)
+def test_gradients_that_are_not_wanted_change_no_other(case: Case, module: ModuleType) -> None:
+    p = problem_of(case)
+    *_, tape = module.lstm_forward(p.x, p.weights, p.state, **p.options)
+
+    def gradients(**wanted: bool) -> dict[str, np.ndarray]:
+        found = module.lstm_backward(tape, p.dy, p.dstate, **wanted)
+        named = {"dx": found.x, "dh0": found.state[0], "dc0": found.state[1], **found.weights}
+        return {name: array for name, array in named.items() if array is not None}
+
+    whole = gradients()
+    for want_x, want_weights in ((False, True), (True, False), (False, False)):
+        part = gradients(want_x=want_x, want_weights=want_weights)
+        assert len(part) == 2 + want_x + want_weights * (len(whole) - 3)
+        assert_same_bits(part, {name: whole[name] for name in part})
 
 
 def test_gradients_of_many_steps_are_as_exact_as_of_few(isa: str) -> None:

@@ -283,7 +283,7 @@ BackwardArgs<T> backward_args(const Network<T>& network, const NetworkTape<T>& t
 // A dropped weight of U has no gradient.
 template <class T>
 void drop_weight_gradient(const Panels<T>& panels, const BackwardArgs<T>& args) {
-  if (panels.cell.weight_drop == 0) return;
+  if (panels.cell.weight_drop == 0 || !args.dw_h) return;
   const int64_t n = panels.shape.output();
   Buffer<T> scales(n);
   for (int64_t row = 0; row < 4 * panels.shape.H; ++row) {

@@ -92,7 +92,7 @@ struct NetworkBackward {
   T *dh0, *dc0;
   int64_t truncate = 0;  // as BackwardArgs
   struct Weights {
-    T *w_x, *w_h, *b, *w_p, *peephole, *gamma_x, *gamma_h, *gamma_c, *beta_c;  // as BackwardArgs
+    T *w_x, *w_h, *b, *w_p, *peephole, *gamma_x, *gamma_h, *gamma_c, *beta_c;  // as BackwardArgs; w_h null: none wanted
   };
   std::vector<Weights> weights;  // directions inner
 };

@@ -57,7 +57,7 @@ Algorithm layer_backward(const LayerBackward<T>& layer, Algorithm asked, uint32_
   if (choice.algorithm == Algorithm::kStep) {
     for (int64_t s = shape.T - 1; s >= 0; --s) step(layer, s, device, stream);
     if (shape.T > 0) dh_of_step(layer, layer.before_first(), device, stream);
-  } else {
+  } else if (shape.T > 0) {
     with_rows(choice.thread_rows, [&](auto rows) {
       constexpr int kRows = decltype(rows)::value;
       with_kind(kind_of_backward(layer), [&](auto kind) {

@@ -122,7 +122,8 @@ py::tuple forward_of(const std::shared_ptr<const Network<T>>& network, const Wei
 
 template <class T>
 py::tuple backward_of(const Tape::Of<T>& kept, const Tape& tape, py::handle dy_object, py::handle dstate,
-                      py::handle dcells_object, py::handle dgates_object, int64_t truncate, py::handle threads_object) {
+                      py::handle dcells_object, py::handle dgates_object, int64_t truncate, py::handle threads_object,
+                      bool want_x, bool want_weights) {
   const Network<T>& network = *kept.network;
   const SequenceLayout& layout = tape.layout();
   const Shape& shape = network.shape(0);
@@ -137,14 +138,20 @@ py::tuple backward_of(const Tape::Of<T>& kept, const Tape& tape, py::handle dy_o
   const auto dc_n = state_input<T>(dc_object, "dstate[1] (dc_n)", L, layout, shape.H);
   const int threads = threads_or_default(threads_object);
 
-  py::array dx = new_sequence<T>(layout, network.input(0));
+  py::object dx = py::none();
+  Sequence<T> dx_sequence;
+  if (want_x) {
+    py::array array = new_sequence<T>(layout, network.input(0));
+    dx_sequence = sequence_output<T>(array, layout, network.input(0));
+    dx = array;
+  }
   py::array dh0 = new_state<T>(L, layout, shape.output()), dc0 = new_state<T>(L, layout, shape.H);
   NetworkBackward<T> args{dy.sequence,
                           dcells.sequence,
                           dgates.sequence,
                           dh_n.data,
                           dc_n.data,
-                          sequence_output<T>(dx, layout, network.input(0)),
+                          dx_sequence,
                           static_cast<T*>(dh0.mutable_data()),
                           static_cast<T*>(dc0.mutable_data()),
                           truncate,
@@ -155,7 +162,10 @@ py::tuple backward_of(const Tape::Of<T>& kept, const Tape& tape, py::handle dy_o
     return static_cast<T*>(weights.back().mutable_data());
   };
   std::vector<T*> db_hh;  // both biases have the whole gradient, as in torch
-  for (int64_t i = 0; i < L; ++i) {
+  // Peepholes and layer normalisation have terms of their own, which are summed in any case.
+  const bool sums_weights = want_weights || tape.parts().peepholes || tape.parts().layer_norm;
+  if (!sums_weights) args.weights.resize(std::size_t(L));
+  for (int64_t i = 0; sums_weights && i < L; ++i) {
     typename NetworkBackward<T>::Weights one{};
     if (!network.shape(i / D).given) one.w_x = add({4 * shape.H, network.shape(i / D).I});
     one.w_h = add({4 * shape.H, shape.output()});
@@ -170,6 +180,7 @@ py::tuple backward_of(const Tape::Of<T>& kept, const Tape& tape, py::handle dy_o
   }
   run_interruptible([&](Interrupt& interrupt) { network_backward(network, kept.tape, args, threads, interrupt); });
   for (std::size_t i = 0; i < db_hh.size(); ++i) std::copy_n(args.weights[i].b, 4 * shape.H, db_hh[i]);
+  if (!want_weights) weights.clear();
   return py::make_tuple(dx, py::make_tuple(dh0, dc0), py::cast(weights));
 }
 
@@ -293,12 +304,13 @@ PYBIND11_MODULE(_core, m) {
   m.def(
       "backward",
       [](const Tape& tape, py::object dy, py::object dstate, py::object dcells, py::object dgates, int64_t truncate,
-         py::object threads) {
-        return tape.visit(
-            [&](const auto& kept) { return backward_of(kept, tape, dy, dstate, dcells, dgates, truncate, threads); });
+         py::object threads, bool want_x, bool want_weights) {
+        return tape.visit([&](const auto& kept) {
+          return backward_of(kept, tape, dy, dstate, dcells, dgates, truncate, threads, want_x, want_weights);
+        });
       },
       py::arg("tape"), py::arg("dy"), py::arg("dstate"), py::arg("dcells"), py::arg("dgates"), py::arg("truncate"),
-      py::arg("threads"));
+      py::arg("threads"), py::arg("want_x") = true, py::arg("want_weights") = true);
 
   bind_stream(m);
   bind_slstm(m);

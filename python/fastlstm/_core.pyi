@@ -86,8 +86,10 @@ def backward(
     dgates: NDArray[Any] | None,  # [T,B,D*4H]
     truncate: int,  # 0: not
     threads: int | None,
-) -> tuple[NDArray[Any], tuple[NDArray[Any], NDArray[Any]], list[NDArray[Any]]]:
-    """Return dx, (dh0, dc0), and the weights' gradients in the order in which Weights took the arrays."""
+    want_x: bool = ...,
+    want_weights: bool = ...,
+) -> tuple[NDArray[Any] | None, tuple[NDArray[Any], NDArray[Any]], list[NDArray[Any]]]:
+    """Return dx if wanted, (dh0, dc0), and the weights' gradients, if wanted, in the order Weights took the arrays."""
 
 class SlstmWeights:
     """Weights of an sLSTM, copied and packed for one instruction set and dtype."""

@@ -277,14 +277,17 @@ def lstm_backward(
     dgates: np.ndarray | None = None,
     truncate: int | None = None,
     threads: int | None = None,
+    want_x: bool = True,
+    want_weights: bool = True,
 ) -> Gradients:
     """The gradients of a loss with respect to x, state and weights, from those with respect to forward's results.
 
     dy, dstate = (dh_n, dc_n), dcells and dgates have the shape, layout and dtype of y, (h_n, c_n), cells and gates;
     each of them, and each half of dstate, may be None for zero, which dy has to be where forward returned no y.
     truncate=K: no gradient of a state crosses from t = nK to nK - 1 or back, as if each K steps were a call of their
-    own. The tape is never written: several calls give the same. Raises ValueError or TypeError naming argument, got
-    and expected.
+    own. Without want_x the result's x is None, without want_weights its weights are empty, and the CPU's kernels do not
+    compute them. The tape is never written: several calls give the same. Raises ValueError or TypeError naming
+    argument, got and expected.
 
     >>> weights = {"weight_ih_l0": np.ones((4, 1)), "weight_hh_l0": np.ones((4, 1))}
     >>> y, (h_n, c_n), tape = lstm_forward(np.ones((2, 1, 1)), weights)
@@ -295,11 +298,13 @@ def lstm_backward(
         if threads is not None:
             raise ValueError(f"threads is {threads}, but the tape is of a GPU: expected None")
         with tape.library.current(tape.x):
-            return device_backward(tape, dy, dstate, dcells=dcells, dgates=dgates, truncate=truncate)
+            found = device_backward(tape, dy, dstate, dcells=dcells, dgates=dgates, truncate=truncate)
+        return Gradients(found.x if want_x else None, found.state, found.weights if want_weights else {})
     if not isinstance(tape, Tape):
         raise TypeError(f"tape is a {type(tape).__qualname__}, expected the tape of a training lstm_forward")
-    dx, dstate0, dweights = _core.backward(tape.native, dy, dstate, dcells, dgates, check_truncate(truncate), threads)
-    return Gradients(dx, dstate0, dict(zip(tape.spec.shapes(), dweights, strict=True)))
+    every = check_truncate(truncate)
+    dx, dstate0, dw = _core.backward(tape.native, dy, dstate, dcells, dgates, every, threads, want_x, want_weights)
+    return Gradients(dx, dstate0, dict(zip(tape.spec.shapes(), dw, strict=True)) if want_weights else {})
 
 
 def _integer(name: str, number: object) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -12,13 +12,13 @@ class Gradients(NamedTuple):
 
     x: `[T,B,I]`, or `[B,T,I]`, or `[T,I]`, as x was. state: `(dh0 [L*D,B,Hout], dc0 [L*D,B,H])`. weights: one array for
     each name of the weights mapping; `bias_ih` and `bias_hh` get the same values in two arrays, so that each may be
-    scaled in place.
+    scaled in place. x is None and weights are empty where they were not wanted.
 
     >>> grads = Gradients(np.zeros((5, 3, 8)), (np.zeros((1, 3, 4)), np.zeros((1, 3, 4))), {"bias_ih_l0": np.ones(16)})
     >>> grads.x.shape, grads.state[0].shape, list(grads.weights)
     ((5, 3, 8), (1, 3, 4), ['bias_ih_l0'])
     """
 
-    x: np.ndarray
+    x: Any  # an array, or None
     state: tuple[np.ndarray, np.ndarray]
     weights: dict[str, np.ndarray]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -211,7 +211,41 @@ class LSTM(OwnsWeights[PackedWeights | DeviceWeights], InferenceLSTM):
             raise ValueError(f"the layer is on {self.device}, where nothing is compressed: expected it on the CPU")
         return CompressedLSTM.of(self.spec, self.batch_first, self._weights._arrays, storage, self.cell)
 
-    # files
+    # files and other libraries
+
+    @classmethod
+    def from_weights(
+        cls,
+        weights: Mapping[str, np.ndarray],
+        *,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        cell: LSTMCellOptions = PLAIN,
+        seed: int | None = None,
+    ) -> LSTM:
+        """The layer whose weights these are, copied: a mapping with torch's names, such as `fastlstm.exchange` makes.
+
+        >>> weights = LSTM(8, 32, num_layers=2, bidirectional=True).state_dict()
+        >>> LSTM.from_weights(weights, batch_first=True)
+        LSTM(8, 32, num_layers=2, batch_first=True, bidirectional=True)
+        """
+        arguments = asdict(WeightSpec.from_weights(weights)) | {"dtype": weights["weight_hh_l0"].dtype, "seed": seed}
+        lstm = cls(batch_first=batch_first, dropout=dropout, cell=cell, **arguments)
+        lstm.load_state_dict(weights)
+        return lstm
+
+    @classmethod
+    def from_onnx(cls, model: Any, node: str | int | Sequence[str | int] | None = None) -> LSTM:
+        """The layer that LSTM nodes of an ONNX model, or of the file of one, are: see `fastlstm.onnx.from_model`."""
+        from .onnx import from_model
+
+        return from_model(model, node)
+
+    def to_onnx(self, path: str | os.PathLike[str] | None = None, *, lengths: bool = False, state: bool = False) -> Any:
+        """An ONNX model of the layer's inference, for any T and B, written to path: see `fastlstm.onnx.to_model`."""
+        from .onnx import to_model
+
+        return to_model(self, path, lengths=lengths, state=state)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the layer to a safetensors file (`pip install fastlstm[io]`); an error leaves the old file.

@@ -166,14 +166,17 @@ def lstm_backward(
     dgates: np.ndarray | None = None,
     truncate: int | None = None,
     threads: int | None = None,
+    want_x: bool = True,
+    want_weights: bool = True,
 ) -> Gradients:
     """The gradients of a loss with respect to x, state and weights, from those with respect to forward's results.
 
     dy, dstate = (dh_n, dc_n), dcells and dgates have the shape, layout and dtype of y, (h_n, c_n), cells and gates;
     each of them, and each half of dstate, may be None for zero, which dy has to be where forward returned no y.
     truncate=K: no gradient of a state crosses from t = nK to nK - 1 or back, as if each K steps were a call of their
-    own. The tape is never written: several calls give the same. threads is for the native twin of this function;
-    ignored here. Raises ValueError or TypeError naming argument, got and expected.
+    own. Without want_x the result's x is None, without want_weights its weights are empty. The tape is never written:
+    several calls give the same. threads is for the native twin of this function; ignored here. Raises ValueError or
+    TypeError naming argument, got and expected.
 
     Backpropagation through time (Werbos 1990) over `cell_backward`: a step that does not count passes the gradient of
     the state on, a cut stops it.
@@ -215,7 +218,8 @@ def lstm_backward(
         d_cells, d_gates = np.zeros_like(d_cells), np.zeros_like(d_gates)  # they are the last layer's alone
     dw |= {name: dw[name] * mask for name, mask in tape.weight_masks.items()}
     dstate0 = layout.leave_state(dh0), layout.leave_state(dc0)
-    return Gradients(layout.leave(d_output), dstate0, {name: dw[name] for name in spec.shapes()})
+    weights = {name: dw[name] for name in spec.shapes()} if want_weights else {}
+    return Gradients(layout.leave(d_output) if want_x else None, dstate0, weights)
 
 
 def _direction_weights(spec: WeightSpec, weights: Mapping[str, np.ndarray], suffix: str) -> DirectionWeights:

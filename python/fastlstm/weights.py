@@ -19,6 +19,29 @@ from .device_arrays import on_gpu
 LARGEST = 2**31 - 1  # size; what lies far below needs more memory than there is, but can be multiplied in 64 bits
 
 
+# Where ONNX's gates i o f g and peepholes i o f stand in ours, i f g o and i f o. No other library's order is another.
+ONNX_GATES = (0, 3, 1, 2)
+ONNX_PEEPHOLES = (0, 2, 1)
+
+
+def gates_to_onnx(array: np.ndarray, order: tuple[int, ...] = ONNX_GATES) -> np.ndarray:
+    """An array whose first axis holds our gates, in ONNX's order; with `order` ONNX_PEEPHOLES its peepholes.
+
+    >>> gates_to_onnx(np.array(list("ifgo"))).tolist()
+    ['i', 'o', 'f', 'g']
+    """
+    return np.concatenate([np.split(array, len(order))[gate] for gate in order])
+
+
+def gates_from_onnx(array: np.ndarray, order: tuple[int, ...] = ONNX_GATES) -> np.ndarray:
+    """The inverse of `gates_to_onnx`.
+
+    >>> gates_from_onnx(np.array(list("iofg"))).tolist()
+    ['i', 'f', 'g', 'o']
+    """
+    return np.concatenate([np.split(array, len(order))[order.index(gate)] for gate in range(len(order))])
+
+
 def weight_suffix(layer: int, direction: int) -> str:
     """What the names of one layer's and direction's weights end in: `weight_suffix(1, 1)` is `"_l1_reverse"`."""
     return f"_l{layer}_reverse" if direction else f"_l{layer}"
@@ -244,13 +267,13 @@ def checked_arrays(
 
 
 def check_dtype(dtype: npt.DTypeLike, half: bool = False) -> np.dtype[Any]:
-    """A layer's dtype; raises TypeError for another one. half: whether it may be float16, as on a GPU."""
+    """A layer's dtype; raises TypeError for another one or byte order. half: whether it may be float16, as on a GPU."""
     names = [*(["float16"] if half else []), "float32", "float64"]
     try:
         checked: np.dtype[Any] | None = np.dtype(dtype)
     except TypeError:  # NumPy has none of this name
         checked = None
-    if checked is None or checked.name not in names:
+    if checked is None or checked.name not in names or not checked.isnative:
         raise TypeError(f"dtype is {checked or dtype}, expected {', '.join(names[:-1])} or {names[-1]}")
     return checked
 

@@ -1,0 +1,82 @@
+"""`convert`: a whole model's LSTMs become fastlstm's, where they are, and become torch's again if wanted."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+
+from .. import cuda
+from .cell import LSTMCell
+from .lstm import LSTM
+from .module import RunsLSTM
+
+__all__ = ["Conversion", "convert"]
+
+_OURS: dict[type, type[RunsLSTM]] = {torch.nn.LSTM: LSTM, torch.nn.LSTMCell: LSTMCell}
+
+
+@dataclass
+class Conversion:
+    """What `convert` did: the names of modules that were swapped, and of those left, with the reason."""
+
+    swapped: dict[str, torch.nn.Module] = field(default_factory=dict)
+    left: dict[str, str] = field(default_factory=dict)
+
+    def undo(self) -> None:
+        """Make the swapped modules torch's again; their weights stay as they are now."""
+        theirs = {ours: torchs for torchs, ours in _OURS.items()}
+        for module in self.swapped.values():
+            if (kind := theirs.get(type(module))) is not None:
+                for name in ("_names", "_layer", "_draws"):
+                    del module.__dict__[name]
+                module.__class__ = kind
+
+    def __str__(self) -> str:
+        lines = [f"{name or '(the model)'}: swapped" for name in self.swapped]
+        lines += [f"{name or '(the model)'}: left, {reason}" for name, reason in self.left.items()]
+        return "\n".join(lines) or "there is no LSTM"
+
+
+def convert(model: torch.nn.Module) -> Conversion:
+    """Make every torch.nn.LSTM and LSTMCell of a model fastlstm's, in place; print the result to see what was done.
+
+    A module stays the same object with the same parameters, hooks and name, so that optimizers and checkpoints hold on
+    to it: only its class changes. Left are other recurrent layers, subclasses, whose code may count on torch's class,
+    and what the kernels cannot do.
+
+    >>> model = torch.nn.ModuleDict({"encoder": torch.nn.LSTM(3, 5), "decoder": torch.nn.GRU(5, 3)})
+    >>> print(convert(model))
+    encoder: swapped
+    decoder: left, a torch.nn.GRU is no LSTM
+    """
+    done = Conversion()
+    for name, module in model.named_modules():
+        if isinstance(module, RunsLSTM) or not isinstance(module, (torch.nn.RNNBase, torch.nn.RNNCellBase)):
+            continue
+        if reason := _why_not(module):
+            done.left[name] = reason
+            continue
+        module.__class__ = _OURS[type(module)]
+        module._describe()
+        done.swapped[name] = module
+    return done
+
+
+def _why_not(module: torch.nn.Module) -> str:
+    kind = type(module)
+    if kind not in _OURS:
+        base = next((base for base in _OURS if isinstance(module, base)), None)
+        if base is not None:
+            return f"a {kind.__qualname__} is a subclass of torch.nn.{base.__name__}"
+        return f"a torch.nn.{kind.__name__} is no LSTM" if kind.__module__.startswith("torch.") else "it is no LSTM"
+    weight = next(module.parameters(), None)
+    if weight is None:
+        return "it has no parameters"
+    if weight.is_cuda:
+        return cuda.reason()
+    if weight.device.type not in ("cpu", "meta"):
+        return f"it is on the device {weight.device.type}"
+    if weight.dtype not in (torch.float32, torch.float64):
+        return f"its weights are {str(weight.dtype).removeprefix('torch.')}"
+    return ""

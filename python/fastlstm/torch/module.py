@@ -1,0 +1,88 @@
+"""What `LSTM` and `LSTMCell` share: how a module calls the operators, and that its pack of weights never grows old."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from ..cells import PLAIN, LSTMCellOptions, check_cell_options, check_probability
+from ..weights import WeightSpec
+from . import packs
+from .autograd import lstm
+from .call import layer_text
+
+__all__ = ["PLAINLY", "RunsLSTM", "State"]
+
+PLAINLY = "False|False|False"  # a call that repeats no output, and returns no cells or gates
+
+State = tuple[torch.Tensor, torch.Tensor]
+
+
+class RunsLSTM(torch.nn.Module):
+    """Comes before torch's class among the bases. `_describe` makes a module of torch's one of ours, see `convert`."""
+
+    peepholes: bool = False
+    layer_norm: bool = False
+    cell: LSTMCellOptions = PLAIN
+
+    _names: tuple[str, ...]  # of the weights, in torch's order
+    _layer: str  # `layer_text`; a dropout beside it would be a variable to compilers
+    _draws: bool  # random numbers in training
+
+    def _spec(self) -> WeightSpec:
+        raise NotImplementedError
+
+    def _describe(self) -> None:
+        """Write down for the operators what the layer is."""
+        dropout = check_probability("dropout", getattr(self, "dropout", 0.0))
+        spec = self._spec()
+        self._layer = layer_text(spec, check_cell_options(self.cell), dropout)
+        self._draws = self.cell.draws or (dropout > 0 and spec.num_layers > 1)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if name in ("dropout", "cell") and "_layer" in self.__dict__:
+            self._describe()
+
+    def _run(self, x: torch.Tensor, hx: State | None, marks: list[Any], batch_first: bool, more: str) -> Any:
+        """y, h_n, c_n, then what more asks for; marks: lengths, mask, reset, or empty for none of them."""
+        own = self._parameters
+        weights: list[Any] = [own[name] if name in own else getattr(self, name) for name in self._names]
+        draws = self.training and self._draws
+        if marks or draws:
+            seed = torch.randint(2**63 - 1, (), dtype=torch.int64) if draws else None
+            marks = [*(marks or (None, None, None)), seed]
+        options = f"{self._layer}|{batch_first}|{more}|{draws}"
+        state: list[Any] = [] if hx is None else list(hx)
+        if x.is_meta or not torch.is_autocast_enabled(device := x.device.type):
+            return lstm(x, state, weights, marks, options)
+        x, *given = (_cast(tensor, torch.float32) for tensor in (x, *state, *weights))
+        results = lstm(x, given[: len(state)], given[len(state) :], marks, options)
+        return [_cast(result, torch.get_autocast_dtype(device)) for result in results]
+
+    def repack(self) -> None:
+        """Have the next inference call read the weights anew.
+
+        It does that by itself wherever a weight has moved, torch has counted a write, or one of 64 values sampled from
+        each has changed: after any optimizer's step, `load_state_dict`, `.to` or `train`. This is for a write of few
+        values past torch's count, as `lstm.weight_hh_l0.data[3, 5] = 0`.
+        """
+        packs.drop(self._parameters.get(self._names[0]))
+
+    def train(self, mode: bool = True) -> Any:
+        self.repack()
+        return super().train(mode)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        self.repack()
+        return super()._apply(fn, recurse)
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self.repack()
+        super()._load_from_state_dict(*args, **kwargs)
+
+
+def _cast(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """float64 stays what it is, as under torch's autocast."""
+    return tensor if tensor.dtype == torch.float64 else tensor.to(dtype)

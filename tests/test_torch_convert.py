@@ -1,0 +1,116 @@
+"""`fastlstm.torch.convert`, and the cell."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+from torch import nn  # noqa: E402
+
+from fastlstm.torch import LSTM, LSTMCell, convert  # noqa: E402
+
+
+class Tagger(nn.Module):
+    """As taggers are written: an embedding, an LSTM in both directions, a linear layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(11, 6)
+        self.lstm = nn.LSTM(6, 5, 2, batch_first=True, bidirectional=True)
+        self.decoder = nn.ModuleList([nn.LSTMCell(10, 7)])
+        self.linear = nn.Linear(7, 3)
+
+    def forward(self, words: torch.Tensor) -> torch.Tensor:
+        y, _ = self.lstm(self.embedding(words))
+        state = None
+        for step in y.unbind(1):
+            state = self.decoder[0](step, state)
+        return self.linear(state[0])
+
+
+def test_convert_and_undo() -> None:
+    torch.manual_seed(0)
+    model, words = Tagger().double(), torch.randint(11, (4, 7))
+    optimizer, names, weights = (
+        torch.optim.SGD(model.parameters(), 0.1),
+        list(model.state_dict()),
+        list(model.parameters()),
+    )
+    expected = model(words)
+    conversion = convert(model)
+    assert list(conversion.swapped) == ["lstm", "decoder.0"] and not conversion.left
+    assert str(conversion) == "lstm: swapped\ndecoder.0: swapped"
+    assert type(model.lstm) is LSTM and type(model.decoder[0]) is LSTMCell
+    assert names == list(model.state_dict()) and all(a is b for a, b in zip(weights, model.parameters(), strict=True))
+    torch.testing.assert_close(model(words), expected, rtol=1e-12, atol=1e-12)
+    model(words).sum().backward()
+    optimizer.step()
+    converted = model(words)
+    assert not convert(model).swapped
+    conversion.undo()
+    assert type(model.lstm) is nn.LSTM and type(model.decoder[0]) is nn.LSTMCell
+    torch.testing.assert_close(model(words), converted, rtol=1e-12, atol=1e-12)
+    assert not [name for name in model.lstm.__dict__ if name in ("_names", "_layer", "_draws")]
+
+
+def test_a_layer_itself_and_one_in_two_places() -> None:
+    layer = nn.LSTM(3, 5)
+    conversion = convert(layer)
+    assert type(layer) is LSTM and str(conversion) == "(the model): swapped"
+    conversion.undo()
+    shared = nn.ModuleList([layer, layer])
+    convert(shared)
+    assert shared[0] is shared[1] and type(shared[0]) is LSTM
+
+
+def test_what_is_left_and_why() -> None:
+    class Own(nn.LSTM): ...
+
+    class OwnRNN(nn.RNNBase): ...
+
+    parametrized = nn.LSTM(3, 5)
+    nn.utils.parametrizations.weight_norm(parametrized, "weight_hh_l0")
+    model = nn.ModuleDict(
+        {
+            "gru": nn.GRU(3, 5),
+            "own": Own(3, 5),
+            "other": OwnRNN("GRU", 3, 5),
+            "bf16": nn.LSTM(3, 5).bfloat16(),
+            "parametrized": parametrized,
+            "cell": nn.RNNCell(3, 5),
+            "linear": nn.Linear(3, 5),
+            "ours": LSTM(3, 5),
+        }
+    )
+    conversion = convert(model)
+    assert not conversion.swapped and conversion.left == {
+        "gru": "a torch.nn.GRU is no LSTM",
+        "own": f"a {Own.__qualname__} is a subclass of torch.nn.LSTM",
+        "other": "it is no LSTM",
+        "bf16": "its weights are bfloat16",
+        "parametrized": "a ParametrizedLSTM is a subclass of torch.nn.LSTM",
+        "cell": "a torch.nn.RNNCell is no LSTM",
+    }
+    assert "bf16: left, its weights are bfloat16" in str(conversion)
+    assert str(convert(nn.Linear(3, 5))) == "there is no LSTM"
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("batched", [True, False])
+@pytest.mark.parametrize("with_state", [True, False])
+def test_cell_is_torchs(bias: bool, batched: bool, with_state: bool) -> None:
+    def run(kind: Any) -> list[torch.Tensor]:
+        torch.manual_seed(0)
+        cell = kind(3, 5, bias, dtype=torch.float64)
+        shapes = [(4, n) if batched else (n,) for n in (3, 5, 5)]
+        x, *state = (torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes)
+        h, c = cell(x, tuple(state) if with_state else None)
+        inputs = [x, *(state if with_state else []), *cell.parameters()]
+        return [h, c, *torch.autograd.grad((h * 2 + c**2).sum(), inputs)]
+
+    for a, b in zip(run(nn.LSTMCell), run(LSTMCell), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-14)
+    assert repr(LSTMCell(3, 5, bias)) == repr(nn.LSTMCell(3, 5, bias))
+    assert list(LSTMCell(3, 5, bias).state_dict()) == list(nn.LSTMCell(3, 5, bias).state_dict())
