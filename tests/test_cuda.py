@@ -111,7 +111,11 @@ def test_a_row_is_the_same_in_every_batch_on_tensor_cores(gpu: Gpu, dtype: str) 
         np.testing.assert_array_equal(part[name], whole[name][:, rows], name)
 
 
-@pytest.mark.parametrize("case", [case for case in [SMALL, TILES, *OPTIONS] if is_resident(case)], ids=str)
+# What a step backward multiplies is deeper than one part for each slice.
+DEEP = Case("deep", WeightSpec(3, 72), 3, 5, **MARKS)
+
+
+@pytest.mark.parametrize("case", [DEEP, *(case for case in [SMALL, TILES, *OPTIONS] if is_resident(case))], ids=str)
 def test_algorithms_give_the_same_bits(gpu: Gpu, dtype: str, case: Case) -> None:
     step, *others = (gpu.solve(problem_of(case).astype(dtype), algo) for algo in ALGORITHMS)
     for other in others:

@@ -247,7 +247,7 @@ def overwrite(problem: Problem, by: Problem) -> None:
 @every_algorithm
 @torch_alone
 def test_a_graph_runs_again_with_other_inputs(gpu: Gpu, streams: Any, algo: str) -> None:
-    """Forward and backward, weights among the inputs; the third replay needs memory that is marked as unwritten anew."""
+    """Forward and backward, weights among the inputs; the third replay needs memory that is filled anew."""
     problem = on_gpu(gpu, algo=algo)
     replay, results = captured(streams, lambda: solve(problem))
     for seed in (0, 1, 2):
