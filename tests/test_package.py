@@ -68,7 +68,9 @@ OTHER_MODULES = [
 
 # Faces of frameworks that need not be installed.
 FACES = {"fastlstm.jax", "fastlstm.keras", "fastlstm.onnx", "fastlstm.sklearn", "fastlstm.torch"}
-FOLDERS = {"fastlstm": fastlstm.__path__, "fastlstm.torch": [f"{fastlstm.__path__[0]}/torch"]}
+FOLDERS = {"fastlstm": fastlstm.__path__} | {
+    f"fastlstm.{name}": [f"{fastlstm.__path__[0]}/{name}"] for name in ("onnx", "sklearn", "torch")
+}
 MODULES = [
     "fastlstm",
     *(info.name for name, path in FOLDERS.items() for info in pkgutil.iter_modules(path, name + ".")),
