@@ -43,17 +43,9 @@ __device__ Tile tile_of_block(int rows) {
   return {int(blockIdx.y) * kTileRows, rows, int(blockIdx.x) * kTileColumns<ROWS>};
 }
 
-// Four numbers of a row from k on, with zeros where it ends. WHOLE: it ends after a multiple of four.
-template <bool WHOLE, class T>
-__device__ Quad<T> load_quad(const T* row, int k, int depth) {
-  Quad<T> quad{};
-  if constexpr (WHOLE) {
-    if (k < depth) quad = *reinterpret_cast<const Quad<T>*>(row + k);
-  } else {
-    for (int j = 0; j < 4; ++j)
-      if (k + j < depth) quad.at[j] = row[k + j];
-  }
-  return quad;
+template <class T>
+__device__ bool has_quads(const Operand<T>& operand) {
+  return operand.depth % 4 == 0;
 }
 
 // A chunk of a and b, a part of which is in the registers of each thread of a warp.
@@ -63,28 +55,23 @@ struct Chunk {
   static constexpr int kQuadsOfTile = kTileColumns<ROWS> / 4, kQuadsOfB = kChunk<ROWS> * kQuadsOfTile / 32;
   Quad<T> a[kQuadsOfA], b[kQuadsOfB];
 
-  template <bool WHOLE>
   __device__ void load(const Operand<T>& operand, const Tile& tile, const Quad<T>* columns, int begin) {
-    const int lane = int(threadIdx.x) % 32;
+    const int lane = int(threadIdx.x) % 32, k = begin + lane % kQuadsOfRow * 4;
+    const T* const rows = operand.a + int64_t(tile.first_row) * operand.depth;
 #pragma unroll
     for (int i = 0; i < kQuadsOfA; ++i) {
-      const int row = tile.first_row + lane / kQuadsOfRow + i * (32 / kQuadsOfRow), k = begin + lane % kQuadsOfRow * 4;
-      a[i] = load_quad<WHOLE>(operand.a + int64_t(row) * operand.depth, k, row < tile.rows ? operand.depth : 0);
+      const int own = lane / kQuadsOfRow + i * (32 / kQuadsOfRow);
+      const bool there = has_quads(operand) && k < operand.depth && tile.first_row + own < tile.rows;
+      a[i] = there ? *reinterpret_cast<const Quad<T>*>(rows + own * operand.depth + k) : Quad<T>{};
     }
 #pragma unroll
     for (int i = 0; i < kQuadsOfB; ++i) {
-      const int k = begin + lane / kQuadsOfTile + i * (32 / kQuadsOfTile);
-      b[i] = k < operand.depth ? columns[int64_t(k) * kQuads + lane % kQuadsOfTile] : Quad<T>{};
+      const int depth = begin + lane / kQuadsOfTile + i * (32 / kQuadsOfTile);
+      b[i] = depth < operand.depth ? columns[depth * kQuads + lane % kQuadsOfTile] : Quad<T>{};
     }
   }
-  __device__ void load(const Operand<T>& operand, const Tile& tile, const Quad<T>* columns, int begin) {
-    if (operand.depth % 4 == 0)
-      load<true>(operand, tile, columns, begin);
-    else
-      load<false>(operand, tile, columns, begin);
-  }
 
-  // to_a [kTileRows][kChunkStride], to_b [kChunk][kTileColumns]
+  // Where rows do not begin as quads do, they are read here, number by number. to_a [kTileRows][kChunkStride], to_b [kChunk][kTileColumns]
   __device__ void store(const Operand<T>& operand, const Tile& tile, int begin, Wide<T>* to_a, Wide<T>* to_b) const {
     const int lane = int(threadIdx.x) % 32;
 #pragma unroll
@@ -92,11 +79,13 @@ struct Chunk {
       const int own = lane / kQuadsOfRow + i * (32 / kQuadsOfRow), k = lane % kQuadsOfRow * 4;
       Quad<Wide<T>> quad;
 #pragma unroll
-      for (int j = 0; j < 4; ++j) quad.at[j] = operand.only < 0 || operand.only == j ? widen(a[i].at[j]) : Wide<T>(0);
-      if (operand.scales)
-        for (int j = 0; j < 4; ++j)
-          if (tile.first_row + own < tile.rows && begin + k + j < operand.depth)
-            quad.at[j] *= widen(operand.scales[int64_t(tile.first_row + own) * operand.depth + begin + k + j]);
+      for (int j = 0; j < 4; ++j) {
+        const int64_t at = int64_t(tile.first_row + own) * operand.depth + begin + k + j;
+        const bool there = tile.first_row + own < tile.rows && begin + k + j < operand.depth;
+        quad.at[j] = widen(there && !has_quads(operand) ? operand.a[at] : a[i].at[j]);
+        if (there && operand.scales) quad.at[j] *= widen(operand.scales[at]);
+        if (operand.only >= 0 && operand.only != j) quad.at[j] = 0;
+      }
       *reinterpret_cast<Quad<Wide<T>>*>(to_a + own * kChunkStride<ROWS> + k) = quad;
     }
 #pragma unroll

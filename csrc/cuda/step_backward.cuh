@@ -197,12 +197,12 @@ __global__ void __launch_bounds__(kThreads, kBlocksAtOnce<T>) step_backward(cons
   if (kEarly && first.there && first.column < s.hidden) load(first);
   W sum[kPlaces<ROWS, 1>] = {};
   sums_of_step<T, ROWS>(s, tile, sum);
-#pragma unroll
+#pragma unroll 1
   for (int i = 0; i < kPlaces<ROWS, 1>; ++i) {
     const Place place = place_of_thread<ROWS, 1>(tile, i);
     if (!place.there || place.column >= s.hidden) continue;
     if (!kEarly) load(place);
-    const W dh = s.dh_out ? sum[i] : reaching_h(s, place.row, place.column, sum[i], of_output);
+    const W back = element(sum, i), dh = s.dh_out ? back : reaching_h(s, place.row, place.column, back, of_output);
     unit_backward<T, KIND>(s, place.row, place.column, dh, of_cell);
   }
 }

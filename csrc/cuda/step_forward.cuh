@@ -153,14 +153,14 @@ template <class T, int ROWS, CellKind KIND>
 __device__ Quad<Wide<T>> sums_of_step(const StepForward<T>& s, const Tile& tile) {
   if (!any_counts(s.flags, tile)) return {};
   Operand<T> operand = s.recurrent;
-  product<T, ROWS>(operand, tile);
-  Quad<Wide<T>> sum = sum_of_tile<T, ROWS, 4>(0);
-  for (int gate = 1; gate < 4 && KIND != kPlain && s.variant.per_gate(); ++gate) {  // each has h with a mask of its own
-    operand.scales += int64_t(s.rows) * operand.depth;
+  Quad<Wide<T>> sum{};
+  const int products = KIND != kPlain && s.variant.per_gate() ? 4 : 1;  // 4: each gate has h with a mask of its own
+  for (int gate = 0; gate < products; ++gate) {
+    if (gate > 0) operand.scales += int64_t(s.rows) * operand.depth;
     product<T, ROWS>(operand, tile);
     const Quad<Wide<T>> of_all = sum_of_tile<T, ROWS, 4>(0);
 #pragma unroll
-    for (int j = 1; j < 4; ++j) sum.at[j] = j == gate ? of_all.at[j] : sum.at[j];
+    for (int j = 0; j < 4; ++j) sum.at[j] = products == 1 || j == gate ? of_all.at[j] : sum.at[j];
   }
   return sum;
 }
