@@ -74,8 +74,8 @@ struct BackwardInputs {
 template <class T, int ROWS, CellKind KIND, bool TENSOR>
 __global__ void __launch_bounds__(kPersistentThreads, 1)
     persistent_backward(const LayerBackward<T> layer, const PersistentShape shape, const Failure failure) {
-  // A row of d_pre is four times as long as one of h; but many sums, or doubles, leave no registers for more.
-  constexpr int kTogether = ROWS > 1 && (TENSOR || sizeof(T) == 8) ? 8 : 16;
+  // A row of d_pre is four times as long as one of h; but doubles, or the sums of several tiles, leave no registers for more.
+  constexpr int kTogether = sizeof(T) == 8 || (TENSOR && ROWS > 1) ? 8 : 16;
   const Shape& of = layer.forward.shape;
   const int H = int(of.H), B = int(of.B);
   const PersistentMemory<T, TENSOR> memory(shape, 4 * H);
