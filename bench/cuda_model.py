@@ -78,7 +78,7 @@ class Choice(NamedTuple):
     threads: int
     shared_bytes: int
     thread_rows: int
-    tile_rows: int
+    tile_rows: int  # of a block, where it is resident
     columns: int  # of a block
 
 
@@ -113,9 +113,9 @@ def read_shared(layer: Layer, choice: Choice) -> float:
     """Bytes that one multiprocessor reads from shared memory in a step, of weights and operand; 128 for an access."""
     size, row = BYTES[layer.precision], 128
     if choice.algorithm == "resident":
-        columns = 1 if layer.backward else 4
-        accesses = 32 * columns * size / row + choice.thread_rows
-        return choice.threads / 32 * layer.depth * accesses * row
+        columns, warps = 1 if layer.backward else 4, -(-layer.H // 32)
+        accesses = 32 * columns * size / row + choice.thread_rows / 4
+        return choice.tile_rows / choice.thread_rows * warps * layer.depth * accesses * row
     tiles = -(-layer.N // choice.tile_rows)
     if layer.precision == "fp32":  # a warp reads four numbers of each of a thread's rows at once
         return tiles * layer.depth * (1 + choice.thread_rows / 4) * row

@@ -120,16 +120,19 @@ def test_blocks_that_wait_for_each_other_all_fit(kernels: list) -> None:
 
 
 @pytest.mark.slow
-def test_two_blocks_of_a_step_fit(kernels: list) -> None:
-    """As `__launch_bounds__` of the step kernels asks, with what the largest tile of a product takes."""
-    largest = (8 * 4 * (32 + 4) + 32 * 64) * 8  # kProductBytes of double and four rows
-    asked = [
-        (device, kernel.registers, kernel.threads, largest)
-        for device in resources.DEVICES
-        for kernel in kernels
-        if kernel.architecture == device.architecture and kernel.name in ("step_forward", "step_backward")
-    ]
-    assert len(asked) > 200 and min(resources.blocks_at_once(asked)) >= 2
+def test_as_many_blocks_of_a_step_fit_as_are_meant(kernels: list) -> None:
+    """kBlocksAtOnce of the step kernels, with what a product takes."""
+    numbers = 8 * (16 * (32 + 4) + 32 * 8)  # kProductBytes of narrow tiles, and of wide ones
+    for size, meant in ((8, 1), (4, 2)):
+        asked = [
+            (device, kernel.registers, kernel.threads, numbers * size)
+            for device in resources.DEVICES
+            for kernel in kernels
+            if kernel.architecture == device.architecture
+            and kernel.name in ("step_forward", "step_backward")
+            and (kernel.arguments[0] == "double") == (size == 8)
+        ]
+        assert len(asked) > 50 and min(resources.blocks_at_once(asked)) >= meant
 
 
 @pytest.mark.slow

@@ -16,7 +16,9 @@ void say(int64_t batch, int64_t hidden, bool tf32, bool backward) {
   layer.tf32 = tf32;
   const Choice choice = choose(layer, kPlain, Algorithm::kAutomatic, backward, Device{});
   std::printf("%s %d %d %zu %d %d %d\n", kAlgorithmNames[int(choice.algorithm)], choice.blocks, choice.threads,
-              choice.shared_bytes, choice.thread_rows, choice.persistent.rows, choice.persistent.columns());
+              choice.shared_bytes, choice.thread_rows,
+              choice.algorithm == Algorithm::kResident ? choice.resident.rows : choice.persistent.rows,
+              choice.persistent.columns());
 }
 
 // processors, bytes of shared memory of a block; the bytes of a number, B, H; tf32, backward as 0 or 1

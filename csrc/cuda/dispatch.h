@@ -60,12 +60,14 @@ Choice choose_resident(const LayerForward<T>& layer, CellKind kind, bool backwar
   if (!why.empty()) return {};
   const int64_t H = layer.shape.H, B = layer.shape.B;
   Choice choice{Algorithm::kResident};
-  choice.thread_rows = B <= 2 * device.processors ? 1 : 4;
-  choice.resident =
-      resident_shape(H, B, backward, choice.thread_rows, device.processors, most_resident_threads(sizeof(T), kind));
+  choice.thread_rows = B <= device.processors ? 1 : 4;
+  for (int most = most_resident_threads(sizeof(T), kind); most >= H; most /= 2) {  // fewer have fewer rows
+    choice.resident = resident_shape(H, B, backward, choice.thread_rows, device.processors, most);
+    choice.shared_bytes = resident_bytes<T>(choice.resident, backward ? H : 4 * H);
+    if (choice.shared_bytes <= device.shared_bytes) break;
+  }
   choice.threads = choice.resident.threads();
   choice.blocks = int(round_up_divide(B, choice.resident.rows));
-  choice.shared_bytes = resident_bytes<T>(choice.resident, backward ? H : 4 * H);
   if (choice.shared_bytes > device.shared_bytes) why = too_large(choice.shared_bytes, device);
   return choice;
 }
