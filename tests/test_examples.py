@@ -98,6 +98,14 @@ def test_processes_learn_together_and_outlive_one_of_them(tmp_path: Path) -> Non
         torch.testing.assert_close(found[name], weight, rtol=0, atol=1e-5)
 
 
+def test_co2_forecasts_are_better_than_last_year_s(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for package in ("matplotlib", "sklearn", "statsmodels", "tqdm"):
+        pytest.importorskip(package)
+    assert example("co2_forecast").main(epochs=4, folder=tmp_path) == 0
+    assert "2284 weeks, 59 of them missing" in capsys.readouterr().out
+    assert (tmp_path / "co2_forecast.png").read_bytes().startswith(b"\x89PNG")
+
+
 @pytest.fixture(scope="module")
 def digits() -> ModuleType:
     for package in ("matplotlib", "safetensors", "sklearn", "tqdm"):
