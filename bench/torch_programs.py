@@ -26,6 +26,7 @@ from machine import facts, machine
 
 HERE = Path(__file__).resolve().parent
 Run = Callable[[], Any]
+BLOCK = 0.003  # seconds, or one call: so short that some blocks pass between two turns of other processes
 
 
 class Program(NamedTuple):
@@ -33,6 +34,7 @@ class Program(NamedTuple):
 
     name: str
     lanes: dict[str, Run]
+    trains: bool
 
 
 class Model(nn.Module):
@@ -50,6 +52,7 @@ class Model(nn.Module):
 
 
 def training_step(model: nn.Module, x: torch.Tensor) -> Run:
+    """Forward, backward and Adam."""
     optimizer = torch.optim.Adam(model.parameters(), 1e-3, fused=True)
 
     def run() -> None:
@@ -62,12 +65,7 @@ def training_step(model: nn.Module, x: torch.Tensor) -> Run:
 
 def inference(model: nn.Module, x: torch.Tensor) -> Run:
     model.eval()
-
-    def run() -> None:
-        with torch.inference_mode():
-            model(x)
-
-    return run
+    return lambda: model(x)
 
 
 # Name, steps, batch, inputs, hidden, outputs, further arguments
@@ -88,11 +86,8 @@ def models() -> list[Program]:
             pair = [Model(nn.LSTM, I, H, outputs, **options) for _ in range(2)]
             convert(pair[1])
             x = torch.randint(5000, (B, T)) if "words" in options else torch.randn(B, T, I)
-            programs.append(
-                Program(
-                    f"{name}: {mode}", dict(zip(("torch", "fastlstm"), (run(model, x) for model in pair), strict=True))
-                )
-            )
+            lanes = dict(zip(("torch", "fastlstm"), (run(model, x) for model in pair), strict=True))
+            programs.append(Program(f"{name}: {mode}", lanes, mode == "training step"))
     return programs
 
 
@@ -112,18 +107,15 @@ def lengths() -> list[Program]:
         "fastlstm, lengths=": (ours, lambda: ours(x, lengths=ends)[0]),
     }
     return [
-        Program(f"rows of different length: {mode}", {name: differentiate(*way, on) for name, way in ways.items()})
-        for mode, on in (("training", True), ("inference", False))
+        Program("rows of different length: training", {name: differentiate(*way) for name, way in ways.items()}, True),
+        Program("rows of different length: inference", {name: forward for name, (_, forward) in ways.items()}, False),
     ]
 
 
-def differentiate(layer: nn.Module, forward: Callable[[], torch.Tensor], on: bool) -> Run:
+def differentiate(layer: nn.Module, forward: Callable[[], torch.Tensor]) -> Run:
     def run() -> None:
-        with torch.inference_mode(not on):
-            y = forward()
-        if on:
-            layer.zero_grad()
-            y.square().mean().backward()
+        layer.zero_grad()
+        forward().square().mean().backward()
 
     return run
 
@@ -149,20 +141,13 @@ def resets() -> list[Program]:
         "fastlstm, step by step": (converted, lambda: stepwise(converted)),
         "fastlstm, reset=": (ours, lambda: ours(x, reset=starts)[0]),
     }
-    return [Program("PPO with resets: training", {name: differentiate(*way, True) for name, way in ways.items()})]
+    return [Program("PPO with resets: training", {name: differentiate(*way) for name, way in ways.items()}, True)]
 
 
 def overhead() -> list[Program]:
     """One step of one row of 64 units: what torch's machinery costs, beside NumPy's face of the same kernels."""
     theirs, ours, numpy = nn.LSTM(64, 64), LSTM(64, 64), fastlstm.LSTM(64, 64)
     x, array = torch.randn(1, 1, 64), np.random.default_rng(0).standard_normal((1, 1, 64), np.float32)
-
-    def infer(layer: nn.Module) -> Run:
-        def run() -> None:
-            with torch.inference_mode():
-                layer(x)
-
-        return run
 
     def train(layer: nn.Module) -> Run:
         def run() -> None:
@@ -177,9 +162,12 @@ def overhead() -> list[Program]:
         numpy.backward(tape, dy=y)
 
     weights = numpy.state_dict()
-    first = {"torch": infer(theirs), "fastlstm": infer(ours), "fastlstm on NumPy": lambda: numpy(array)}
+    first = {"torch": lambda: theirs(x), "fastlstm": lambda: ours(x), "fastlstm on NumPy": lambda: numpy(array)}
     second = {"torch": train(theirs), "fastlstm": train(ours), "fastlstm on NumPy": train_numpy}
-    return [Program("one step of one row: inference", first), Program("one step of one row: training", second)]
+    return [
+        Program("one step of one row: inference", first, False),
+        Program("one step of one row: training", second, True),
+    ]
 
 
 def measure(program: Program, seconds: float) -> dict[str, dict[str, float]]:
@@ -190,7 +178,7 @@ def measure(program: Program, seconds: float) -> dict[str, dict[str, float]]:
             run()
         begun = time.perf_counter()
         run()
-        calls[name] = max(1, int(0.02 / max(time.perf_counter() - begun, 1e-7)))
+        calls[name] = max(1, int(BLOCK / max(time.perf_counter() - begun, 1e-7)))
     end = time.perf_counter() + seconds
     while time.perf_counter() < end or min(map(len, blocks.values())) < 5:
         for name, run in program.lanes.items():
@@ -234,7 +222,9 @@ def main() -> None:
         torch.manual_seed(0)
         for program in (*models(), *lengths(), *resets(), *overhead()):
             if arguments.only in program.name:
-                rows.append({"program": program.name, "threads": threads, "lanes": measure(program, arguments.seconds)})
+                with torch.inference_mode(not program.trains):
+                    lanes = measure(program, arguments.seconds)
+                rows.append({"program": program.name, "threads": threads, "lanes": lanes})
                 print(table(rows[-1:]).splitlines()[-1], file=sys.stderr, flush=True)
     base = HERE / "results" / arguments.name
     base.with_suffix(".json").write_text(json.dumps(report | {"programs": rows}, indent=1) + "\n")
