@@ -30,7 +30,8 @@ _CARRIERS: weakref.WeakValueDictionary[int, _Carrier] = weakref.WeakValueDiction
 
 
 def tensor_of(tape: AnyTape) -> torch.Tensor:
-    return _carried([tape])[0]
+    """uint8 `[1]`."""
+    return _carried((1,), [tape])
 
 
 def tape_of(tensor: torch.Tensor) -> AnyTape | None:
@@ -46,11 +47,12 @@ def stacked(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
         tapes = [tape for tape in map(tape_of, tensors) if tape is not None]
     except RuntimeError:  # tensors without memory, as compilers trace with
         tapes = []
-    return _carried(tapes) if len(tapes) == len(tensors) else torch.stack(list(tensors))
+    return _carried((len(tapes), 1), tapes) if len(tapes) == len(tensors) else torch.stack(list(tensors))
 
 
-def _carried(tapes: Sequence[AnyTape]) -> torch.Tensor:
-    carrier = np.zeros((len(tapes), 1), np.uint8).view(_Carrier)
+def _carried(shape: tuple[int, ...], tapes: Sequence[AnyTape]) -> torch.Tensor:
+    carrier = _Carrier(shape, np.uint8)
+    carrier.fill(0)
     tensor = torch.from_numpy(carrier)
     carrier.tapes, carrier.address = tapes, tensor.data_ptr()
     for byte in range(len(tapes)):
