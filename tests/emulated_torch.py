@@ -18,6 +18,8 @@ _pointer_of.restype, _pointer_of.argtypes = ctypes.c_void_p, [ctypes.py_object, 
 class EmulatedTensor(torch.Tensor):
     """Operations keep the class, as torch does for all that inherit from its tensors."""
 
+    is_cpu = False
+
     def __dlpack_device__(self) -> tuple[int, int]:
         return _DLPACK_CUDA, 0
 

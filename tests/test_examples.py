@@ -27,7 +27,7 @@ def example(name: str) -> ModuleType:
 
 
 PAGES = sorted((EXAMPLES.parent / "docs").glob("*.md"))
-NEEDS = {"onnx": ("onnx",), "sklearn": ("sklearn",)}  # packages, of the pages of faces
+NEEDS = {"onnx": ("onnx",), "sklearn": ("sklearn",), "torch": ("torch",)}  # packages, of the pages of faces
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if page.stem != "gpu"], ids=lambda page: page.stem)

@@ -114,3 +114,31 @@ def test_cell_is_torchs(bias: bool, batched: bool, with_state: bool) -> None:
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-14)
     assert repr(LSTMCell(3, 5, bias)) == repr(nn.LSTMCell(3, 5, bias))
     assert list(LSTMCell(3, 5, bias).state_dict()) == list(nn.LSTMCell(3, 5, bias).state_dict())
+
+
+# Torch's own, where the kernels cannot run
+
+
+def test_fallback_is_torchs_own() -> None:
+    torch.manual_seed(0)
+    theirs = nn.ModuleList([nn.LSTM(3, 5, 2), nn.LSTMCell(3, 5)]).bfloat16()
+    ours = nn.ModuleList([nn.LSTM(3, 5, 2), nn.LSTMCell(3, 5)])
+    convert(ours, fallback=True)
+    ours.bfloat16().load_state_dict(theirs.state_dict())
+    x = torch.randn(4, 2, 3).bfloat16()
+    packed = nn.utils.rnn.pack_padded_sequence(x, torch.tensor([4, 2]))
+    for a, b in zip(theirs, ours, strict=True):
+        for inputs in (x, packed) if isinstance(b, LSTM) else (x[0],):
+            found, expected = (torch.utils._pytree.tree_leaves(layer(inputs)) for layer in (b, a))
+            assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True) if one is not None)
+    with pytest.raises(RuntimeError, match="fallback is to torch's own LSTM"):
+        ours[0](x, lengths=[4, 2])
+    ours[0].fallback = False
+    with pytest.raises(TypeError, match="bfloat16"):
+        ours[0](x)
+
+
+def test_fallback_is_not_for_what_the_kernels_can_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = LSTM(3, 5, fallback=True)
+    monkeypatch.setattr(layer, "_torchs", None)
+    assert layer(torch.randn(4, 2, 3), lengths=[4, 2])[0].shape == (4, 2, 5)

@@ -71,9 +71,19 @@ def test_grad_of_a_functional_call(layer: LSTM) -> None:
     assert_equal(torch.func.grad(functools.partial(squares, layer))(weights_of(layer), x), gradients(layer, x))
 
 
-def test_gradients_by_sample(layer: LSTM) -> None:
+@pytest.fixture
+def forwards(monkeypatch: pytest.MonkeyPatch) -> list[None]:
+    """One entry for each time that a forward pass runs."""
+    entries: list[None] = []
+    run = operators._run
+    monkeypatch.setattr(operators, "_run", lambda *args: (entries.append(None), run(*args))[1])
+    return entries
+
+
+def test_gradients_by_sample(layer: LSTM, forwards: list[None]) -> None:
     xs = torch.randn(6, 4, 2, 3)
     found = torch.vmap(torch.func.grad(functools.partial(squares, layer)), (None, 0))(weights_of(layer), xs)
+    assert len(forwards) == 6  # backward finds the tapes
     for sample, x in enumerate(xs):
         assert_equal({name: grads[sample] for name, grads in found.items()}, gradients(layer, x))
 
@@ -228,11 +238,8 @@ def test_compiled_keywords() -> None:
 
 
 @pytest.mark.usefixtures("fresh_compiler")
-def test_compiled_by_inductor_backward_runs_no_second_forward(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compiled_by_inductor_backward_runs_no_second_forward(forwards: list[None]) -> None:
     """Its partition of the graph keeps the tape."""
-    forwards: list[None] = []
-    run = operators._run
-    monkeypatch.setattr(operators, "_run", lambda *args: (forwards.append(None), run(*args))[1])
     layer, x = LSTM(3, 5), torch.randn(4, 2, 3)
     y, _ = torch.compile(layer, fullgraph=True)(x)
     found = torch.autograd.grad(y, list(layer.parameters()), torch.ones_like(y))

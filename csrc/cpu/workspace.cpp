@@ -1,8 +1,9 @@
 #include "workspace.h"
 
 #include <cstdlib>
+#include <map>
 #include <mutex>
-#include <vector>
+#include <utility>
 
 namespace fastlstm {
 namespace {
@@ -18,42 +19,58 @@ constexpr bool kKeep = true;
 // The page before what the caller gets says how large the block is.
 struct Block {
   int64_t bytes;
+  int64_t freed;  // a number that grows with each block that is kept
   void* user() { return reinterpret_cast<char*>(this) + kPage; }
   static Block* of(void* user) { return reinterpret_cast<Block*>(static_cast<char*>(user) - kPage); }
 };
 
 // Locks are only tried: a child of fork may inherit one that nobody will ever release.
 std::mutex g_lock;
-std::vector<Block*>& kept() {
-  static auto* blocks = new std::vector<Block*>;  // never destroyed: buffers may be freed after static destructors
+// Programs that call step by step keep thousands of blocks, so none of these looks at each.
+struct Kept {
+  std::map<std::pair<int64_t, int64_t>, Block*> by_size;  // of one size, the last freed comes first: it is the warmest
+  std::map<int64_t, Block*> by_age;
+  int64_t bytes = 0, frees = 0;
+
+  void add(Block* block) {
+    block->freed = ++frees;
+    const auto aged = by_age.emplace(block->freed, block).first;
+    try {
+      by_size.emplace(std::pair(block->bytes, -block->freed), block);
+    } catch (...) {
+      by_age.erase(aged);
+      throw;
+    }
+    bytes += block->bytes;
+  }
+  void remove(Block* block) {
+    by_age.erase(block->freed);
+    by_size.erase({block->bytes, -block->freed});
+    bytes -= block->bytes;
+  }
+};
+Kept& kept() {
+  static auto* blocks = new Kept;  // never destroyed: buffers may be freed after static destructors
   return *blocks;
 }
-int64_t g_kept_bytes = 0;
 
 Block* take_kept(int64_t bytes) {
   std::unique_lock<std::mutex> lock(g_lock, std::try_to_lock);
   if (!lock) return nullptr;
-  auto& blocks = kept();
-  auto best = blocks.end();
-  for (auto it = blocks.begin(); it != blocks.end(); ++it)
-    if ((*it)->bytes >= bytes && (*it)->bytes <= 2 * bytes && (best == blocks.end() || (*it)->bytes < (*best)->bytes))
-      best = it;
-  if (best == blocks.end()) return nullptr;
-  Block* block = *best;
-  g_kept_bytes -= block->bytes;
-  blocks.erase(best);
+  const auto best = kept().by_size.lower_bound({bytes, INT64_MIN});
+  if (best == kept().by_size.end() || best->first.first > 2 * bytes) return nullptr;
+  Block* block = best->second;
+  kept().remove(block);
   return block;
 }
 
 // The oldest go first.
 void make_room(int64_t bytes) {
-  auto& blocks = kept();
-  auto end = blocks.begin();
-  for (; g_kept_bytes + bytes > kMostKept && end != blocks.end(); ++end) {
-    g_kept_bytes -= (*end)->bytes;
-    std::free(*end);
+  while (kept().bytes + bytes > kMostKept && !kept().by_age.empty()) {
+    Block* block = kept().by_age.begin()->second;
+    kept().remove(block);
+    std::free(block);
   }
-  blocks.erase(blocks.begin(), end);
 }
 
 }  // namespace
@@ -83,8 +100,7 @@ void free_pages(void* pages) noexcept {
     std::unique_lock<std::mutex> lock(g_lock, std::try_to_lock);
     if (lock) try {
         make_room(block->bytes);
-        kept().push_back(block);
-        g_kept_bytes += block->bytes;
+        kept().add(block);
         return;
       } catch (const std::bad_alloc&) {  // then it is freed
       }

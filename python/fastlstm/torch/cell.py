@@ -24,13 +24,24 @@ class LSTMCell(RunsLSTM, torch.nn.LSTMCell):
     """
 
     def __init__(
-        self, input_size: int, hidden_size: int, bias: bool = True, device: Any = None, dtype: torch.dtype | None = None
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+        *,
+        fallback: bool = False,
     ) -> None:
         super().__init__(input_size, hidden_size, bias, device, dtype)
+        self.fallback = fallback
         self._describe()
 
     def forward(self, input: torch.Tensor, hx: State | None = None) -> State:
         """h and c after the step: input `[B,I]` or `[I]`, hx a pair of `[B,H]` or `[H]`, zeros if None."""
+        if self.fallback and self._falls_back(input):
+            h, c = super().forward(input, hx)
+            return h, c
         state = None if hx is None else (hx[0].unsqueeze(0), hx[1].unsqueeze(0))
         _, h, c = self._run(input.unsqueeze(0), state, [], False, PLAINLY)
         return h.squeeze(0), c.squeeze(0)

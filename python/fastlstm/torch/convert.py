@@ -6,10 +6,9 @@ from dataclasses import dataclass, field
 
 import torch
 
-from .. import cuda
 from .cell import LSTMCell
 from .lstm import LSTM
-from .module import RunsLSTM
+from .module import RunsLSTM, why_not
 
 __all__ = ["Conversion", "convert"]
 
@@ -28,7 +27,7 @@ class Conversion:
         theirs = {ours: torchs for torchs, ours in _OURS.items()}
         for module in self.swapped.values():
             if (kind := theirs.get(type(module))) is not None:
-                for name in ("_names", "_layer", "_draws"):
+                for name in ("_names", "_layer", "_draws", "fallback"):
                     del module.__dict__[name]
                 module.__class__ = kind
 
@@ -38,12 +37,13 @@ class Conversion:
         return "\n".join(lines) or "there is no LSTM"
 
 
-def convert(model: torch.nn.Module) -> Conversion:
+def convert(model: torch.nn.Module, *, fallback: bool = False) -> Conversion:
     """Make every torch.nn.LSTM and LSTMCell of a model fastlstm's, in place; print the result to see what was done.
 
     A module stays the same object with the same parameters, hooks and name, so that optimizers and checkpoints hold on
     to it: only its class changes. Left are other recurrent layers, subclasses, whose code may count on torch's class,
-    and what the kernels cannot do.
+    and what the kernels cannot do. fallback: those that are swapped run as torch's wherever they may be moved to that
+    the kernels cannot run, instead of raising an error.
 
     >>> model = torch.nn.ModuleDict({"encoder": torch.nn.LSTM(3, 5), "decoder": torch.nn.GRU(5, 3)})
     >>> print(convert(model))
@@ -58,6 +58,7 @@ def convert(model: torch.nn.Module) -> Conversion:
             done.left[name] = reason
             continue
         module.__class__ = _OURS[type(module)]
+        module.fallback = fallback
         module._describe()
         done.swapped[name] = module
     return done
@@ -73,10 +74,4 @@ def _why_not(module: torch.nn.Module) -> str:
     weight = next(module.parameters(), None)
     if weight is None:
         return "it has no parameters"
-    if weight.is_cuda:
-        return cuda.reason()
-    if weight.device.type not in ("cpu", "meta"):
-        return f"it is on the device {weight.device.type}"
-    if weight.dtype not in (torch.float32, torch.float64):
-        return f"its weights are {str(weight.dtype).removeprefix('torch.')}"
-    return ""
+    return why_not(weight.device, weight.dtype)

@@ -24,6 +24,8 @@ class LSTM(RunsLSTM, torch.nn.RNNBase):
 
     peepholes, layer_norm, cell: other cells, see `fastlstm.LSTMCellOptions`; forget_bias: what b_ih of the forget gate
     begins with, b_hh being 0 there. What a cell or dropout draws, it draws in training only, from torch's generator.
+    fallback: whether torch's own LSTM runs where fastlstm's kernels cannot, as on a GPU without them or in bfloat16 on
+    the CPU, instead of an error that says why.
 
     >>> lstm = LSTM(8, 32, num_layers=2)
     >>> y, (h_n, c_n) = lstm(torch.ones(10, 4, 8), lengths=[10, 7, 1, 0])
@@ -50,12 +52,14 @@ class LSTM(RunsLSTM, torch.nn.RNNBase):
         layer_norm: bool = False,
         cell: LSTMCellOptions = PLAIN,
         forget_bias: float | None = None,
+        fallback: bool = False,
     ) -> None:
         sizes = (input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, proj_size)
         super().__init__("LSTM", *sizes, device, dtype)
         if forget_bias is not None and not bias:
             raise ValueError(f"forget_bias is {forget_bias}, but bias is False: expected forget_bias=None")
         self.peepholes, self.layer_norm, self.cell, self.forget_bias = peepholes, layer_norm, cell, forget_bias
+        self.fallback = fallback
         self._describe()
         check_cell(self._spec(), cell)
         for name, shape in self._spec().shapes().items():
@@ -81,6 +85,10 @@ class LSTM(RunsLSTM, torch.nn.RNNBase):
         state is zeroed. In lengths a 0 is allowed. return_cells: c of every step of the last layer. return_gates: its
         gates i f g o after their activations.
         """
+        if self.fallback and self._falls_back(input):
+            return self._torchs(
+                input, hx, lengths, mask, reset, masked_output != "zero" or return_cells or return_gates
+            )
         more = PLAINLY
         if masked_output != "zero" or return_cells or return_gates:
             check_call(masked_output, return_cells=return_cells, return_gates=return_gates)
@@ -91,6 +99,20 @@ class LSTM(RunsLSTM, torch.nn.RNNBase):
         marks = [None if mark is None else torch.as_tensor(mark) for mark in marks]
         y, h_n, c_n, *others = self._run(input, hx, marks, self.batch_first, more)
         return y, (h_n, c_n), *others
+
+    # What torch.nn.LSTM's own forward calls.
+    get_expected_cell_size = torch.nn.LSTM.get_expected_cell_size
+    check_forward_args = torch.nn.LSTM.check_forward_args
+    permute_hidden = torch.nn.LSTM.permute_hidden
+
+    def _torchs(self, input: Any, hx: State | None, *more: Any) -> tuple[Any, ...]:
+        plain = self.cell == PLAIN and not (self.peepholes or self.layer_norm)
+        if not plain or any(given is not None and given is not False for given in more):
+            raise RuntimeError(
+                "fallback is to torch's own LSTM, which has neither marks nor more results nor other cells"
+            )
+        results: tuple[Any, ...] = torch.nn.LSTM.forward(self, input, hx)
+        return results
 
     def _packed(self, input: PackedSequence, hx: State | None, marks: list[Any], more: str) -> tuple[Any, ...]:
         """Rows in the order of their lengths, as they lie in a packed sequence."""

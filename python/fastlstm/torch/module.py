@@ -5,14 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch.nn.utils.rnn import PackedSequence
 
+from .. import cuda
 from ..cells import PLAIN, LSTMCellOptions, check_cell_options, check_probability
 from ..weights import WeightSpec
 from . import packs
 from .autograd import lstm
 from .call import layer_text
 
-__all__ = ["PLAINLY", "RunsLSTM", "State"]
+__all__ = ["PLAINLY", "RunsLSTM", "State", "why_not"]
 
 PLAINLY = "False|False|False"  # a call that repeats no output, and returns no cells or gates
 
@@ -25,6 +27,7 @@ class RunsLSTM(torch.nn.Module):
     peepholes: bool = False
     layer_norm: bool = False
     cell: LSTMCellOptions = PLAIN
+    fallback: bool = False  # to torch's own, where the kernels cannot run
 
     _names: tuple[str, ...]  # of the weights, in torch's order
     _layer: str  # `layer_text`; a dropout beside it would be a variable to compilers
@@ -44,6 +47,10 @@ class RunsLSTM(torch.nn.Module):
         super().__setattr__(name, value)
         if name in ("dropout", "cell") and "_layer" in self.__dict__:
             self._describe()
+
+    def _falls_back(self, input: Any) -> bool:
+        x = input.data if isinstance(input, PackedSequence) else input
+        return why_not(x.device, x.dtype) != ""
 
     def _run(self, x: torch.Tensor, hx: State | None, marks: list[Any], batch_first: bool, more: str) -> Any:
         """y, h_n, c_n, then what more asks for; marks: lengths, mask, reset, or empty for none of them."""
@@ -81,6 +88,17 @@ class RunsLSTM(torch.nn.Module):
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         self.repack()
         super()._load_from_state_dict(*args, **kwargs)
+
+
+def why_not(device: torch.device, dtype: torch.dtype) -> str:
+    """Why the kernels cannot run there and so, "" if they can."""
+    if device.type == "cuda":
+        return cuda.reason()
+    if device.type not in ("cpu", "meta"):
+        return f"it is on the device {device.type}"
+    if dtype not in (torch.float32, torch.float64):
+        return f"its weights are {str(dtype).removeprefix('torch.')}"
+    return ""
 
 
 def _cast(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

@@ -15,7 +15,7 @@ from ..device_forward import DeviceTape
 from ..functional import Tape, lstm_backward, lstm_forward
 from .call import Call, call_of
 from .packs import array_of, kept, packed
-from .tapes import tape_of, tensor_of
+from .tapes import stacked, tape_of, tensor_of
 
 __all__ = ["backward", "forward", "is_plain", "ops"]
 
@@ -156,8 +156,9 @@ def _mapped(operator: Callable[..., Tensors]) -> Any:
         for element in range(info.batch_size):
             one = [leaf if dim is None else leaf.select(dim, element) for leaf, dim in zip(leaves, dims, strict=True)]
             results.append(operator(*pytree.tree_unflatten(one, structure)))
-        stacked = [torch.stack(same) for same in zip(*results, strict=True)]
-        return stacked, [0] * len(stacked)
+        *together, last = zip(*results, strict=True)  # which may be the tapes
+        joined = [*map(torch.stack, together), stacked(last)]
+        return joined, [0] * len(joined)
 
     return rule
 
