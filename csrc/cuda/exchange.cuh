@@ -15,8 +15,8 @@ __device__ bool is_written(T x) {
   return bits_of(x) != kUnwritten<T>;
 }
 
-// Whether all of them are. Of 16 bits, two lie in a word w: the highest bit of a half is 1 in w and 0 in w + 0x00010001 if all its
-// bits are 1, and for the upper half also if those of the lower half are.
+// Whether all of them are. Where two numbers of 16 bits lie in a word w, the highest bit of a half goes from 1 to 0 in
+// w + 0x00010001 just if the half is all ones; what the lower one then carries over can do no more than say so twice.
 template <class T, int N>
 __device__ bool all_written(const Brought<Vector<T, N>>& values) {
   const auto& w = values.words.at;

@@ -103,7 +103,7 @@ __device__ void load_columns(const T* panels, int depth, int columns, const Pers
   }
 }
 
-// What a launch does all the time: rows of an operand from first_row on, of which there are `rows`.
+// A tile of the rows of an operand, from first_row on; it has `rows` in all.
 template <class T>
 struct TileOf {
   const Operand<T>& operand;
