@@ -196,7 +196,7 @@ def of_kernels(kernels: list[Kernel]) -> Iterator[str]:
             shared = speed.device.shared_of_block if name.startswith("persistent") else 0
             blocks = blocks_at_once([(speed.device, most.registers, most.threads, shared)])[0]
             cells.append(f"{most.registers}, {blocks}")
-        yield f"| `{name}` | {own[0].threads} | {' | '.join(cells)} |"
+        yield f"| `{name}` | {max(kernel.threads for kernel in own)} | {' | '.join(cells)} |"
 
 
 def constants() -> Iterator[str]:

@@ -17,10 +17,6 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 
-# Threads of a block at most, by the beginning of a kernel's name; kStateThreads for all others.
-THREADS = {"step": 128, "project": 128, "gradient": 128, "recurrent": 128}
-MOST_THREADS = 256
-
 
 @dataclass(frozen=True)
 class Device:
@@ -54,8 +50,9 @@ class Kernel:
 
     @property
     def threads(self) -> int:
-        """Of a block, at most."""
-        return THREADS.get(self.name.partition("_")[0], MOST_THREADS)
+        """Of a block, at most; see most_resident_threads."""
+        wide = self.name.startswith("resident") and self.arguments[0] != "double" and self.arguments[2] == "0"
+        return 512 if wide else 256
 
 
 def toolkit() -> Path | None:
