@@ -207,6 +207,22 @@ def test_reads_what_torch_writes(layers: int) -> None:
     assert relative_error(y.swapaxes(0, 1), expected.detach().numpy()) <= TOLERANCE["onnxruntime"]
 
 
+def test_reads_weights_that_the_model_computes_of_constants() -> None:
+    """As exporters without constant folding write them."""
+    inputs = inputs_of()
+    model = one_node(inputs)
+    graph = model.graph
+    kept = {tensor.name: tensor for tensor in graph.initializer}
+    graph.initializer.remove(kept["W"])
+    for name, half in zip(("W0", "W1"), np.split(inputs["W"], 2, axis=1), strict=True):
+        graph.node.insert(0, helper.make_node("Constant", [], [name], value=numpy_helper.from_array(half)))
+    graph.node.insert(2, helper.make_node("Concat", ["W0", "W1"], ["W2"], axis=1))
+    graph.node.insert(3, helper.make_node("Identity", ["W2"], ["W"]))
+    whole = LSTM.from_onnx(one_node(inputs)).weights
+    for name, weight in LSTM.from_onnx(model).weights.items():
+        np.testing.assert_array_equal(weight, whole[name])
+
+
 def test_nodes_are_chosen_by_name_output_or_number() -> None:
     model = LSTM(5, 7, num_layers=2, seed=0).to_onnx()
     first, second = LSTM.from_onnx(model, 0), LSTM.from_onnx(model, "h_n_l1")
