@@ -354,16 +354,16 @@ def test_forward_mode_is_refused() -> None:
 
 
 def test_a_tape_lives_as_long_as_its_graph() -> None:
-    from fastlstm.torch.tapes import _CARRIERS
+    from fastlstm.torch.tapes import _TAPES
 
-    layer, x, before = LSTM(3, 5), torch.randn(4, 2, 3), len(_CARRIERS)
+    layer, x, before = LSTM(3, 5), torch.randn(4, 2, 3), len(_TAPES)
     y, _ = layer(x)
-    assert len(_CARRIERS) == before + 1
+    assert len(_TAPES) == before + 1
     y.sum().backward()
-    assert len(_CARRIERS) == before
+    assert len(_TAPES) == before
     y, _ = layer(x)
     del y, _
-    assert len(_CARRIERS) == before
+    assert len(_TAPES) == before
 
 
 # Copies and files
