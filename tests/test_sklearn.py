@@ -274,7 +274,10 @@ def test_refuses_x_and_y() -> None:
     regressor = LSTMRegressor(**QUICK).fit(x, rise)
     with pytest.raises(ValueError, match=r"y has 2 numbers for each sequence, expected 1 as before"):
         regressor.partial_fit(x, np.ones((60, 2)))
-    with pytest.raises(ValueError, match="Sample weights must contain at least one non-zero number"):
+    with pytest.raises(ValueError, match=r"sample_weight is 0 for all|Sample weights must contain"):  # ours or theirs
         regressor.fit(x, rise, sample_weight=np.zeros(60))
+    held_out = LSTMRegressor(early_stopping=True, validation_fraction=2, **QUICK)
+    with pytest.raises(ValueError, match=r"sample_weight is 0 for all .* held out"):
+        held_out.fit(x, rise, sample_weight=np.eye(60)[0])
     with pytest.raises(ValueError, match=r"inconsistent numbers of samples: \[60, 59\]"):
         regressor.fit(x, rise[1:])
