@@ -110,7 +110,8 @@ def test_a_row_of_no_steps_keeps_its_state() -> None:
         ({"B": np.ones((1, 20), np.float32)}, ValueError, r"B has shape \(1, 20\), expected \(1, 40\)"),
         ({"P": np.ones((1, 20), np.float32)}, ValueError, r"P has shape \(1, 20\), expected \(1, 15\)"),
         ({"initial_h": np.ones((3, 5), np.float32)}, ValueError, r"initial_h has shape \(3, 5\), expected \(1, 3, 5\)"),
-        ({"sequence_lens": [7, 1, 1]}, ValueError, r"lengths\[0\] is 7, but there are 6 steps"),
+        ({"sequence_lens": [7, 1, 1]}, ValueError, r"sequence_lens\[0\] is 7, but there are 6 steps"),
+        ({"sequence_lens": [1, 1]}, ValueError, r"sequence_lens has shape \(2,\), expected \(3,\)"),
         ({"X": np.ones((6, 3, 4), np.int32)}, TypeError, "expected int32"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
@@ -205,6 +206,22 @@ def test_reads_what_torch_writes(layers: int) -> None:
     expected, _ = theirs(x)
     y, _ = ours(np.ascontiguousarray(x.numpy().swapaxes(0, 1)))  # the nodes are time-major
     assert relative_error(y.swapaxes(0, 1), expected.detach().numpy()) <= TOLERANCE["onnxruntime"]
+
+
+def test_reads_weights_that_the_model_computes_of_constants() -> None:
+    """As exporters without constant folding write them."""
+    inputs = inputs_of()
+    model = one_node(inputs)
+    graph = model.graph
+    kept = {tensor.name: tensor for tensor in graph.initializer}
+    graph.initializer.remove(kept["W"])
+    for name, half in zip(("W0", "W1"), np.split(inputs["W"], 2, axis=1), strict=True):
+        graph.node.insert(0, helper.make_node("Constant", [], [name], value=numpy_helper.from_array(half)))
+    graph.node.insert(2, helper.make_node("Concat", ["W0", "W1"], ["W2"], axis=1))
+    graph.node.insert(3, helper.make_node("Identity", ["W2"], ["W"]))
+    whole = LSTM.from_onnx(one_node(inputs)).weights
+    for name, weight in LSTM.from_onnx(model).weights.items():
+        np.testing.assert_array_equal(weight, whole[name])
 
 
 def test_nodes_are_chosen_by_name_output_or_number() -> None:

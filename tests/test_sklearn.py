@@ -130,10 +130,17 @@ def test_missing_values_are_an_error_unless_asked_for() -> None:
 def test_the_training_set_s_mean_fills_the_test_set() -> None:
     x, _, y = walks(I=2)
     regressor = LSTMRegressor(missing="mean", **QUICK).fit(with_gaps(x), y)
-    alone = np.full((1, 12, 2), np.nan)
-    np.testing.assert_array_equal(
-        regressor.predict(alone), regressor.predict(np.broadcast_to(regressor.mean_, alone.shape))
-    )
+    mean = np.nanmean(with_gaps(x), axis=(0, 1))
+    found, expected = (regressor.predict(one) for one in (np.full((1, 12, 2), np.nan), np.tile(mean, (1, 12, 1))))
+    np.testing.assert_allclose(found, expected, rtol=1e-12)
+
+
+def test_missing_values_of_sequences_of_any_length() -> None:
+    x, _, y = walks(I=2)
+    gaps = [one[: 5 + n % 8] for n, one in enumerate(with_gaps(x))]
+    kept = [one[~np.isnan(one).any(axis=1)] for one in gaps]
+    regressor, by_hand = LSTMRegressor(missing="skip", **QUICK).fit(gaps, y), LSTMRegressor(**QUICK).fit(kept, y)
+    np.testing.assert_allclose(regressor.predict(gaps), by_hand.predict(kept), rtol=1e-9)
 
 
 @pytest.mark.parametrize("kind", [LSTMClassifier, LSTMRegressor])
@@ -183,11 +190,12 @@ def test_partial_fit_knows_the_classes_to_come() -> None:
 def test_early_stopping_keeps_the_best_weights() -> None:
     x, _, _ = walks(n=40)
     y = np.random.default_rng(3).standard_normal(40)  # nothing to learn: validation soon gets worse
-    options: dict[str, Any] = {"hidden_size": 16, "learning_rate": 0.02, "validation_fraction": 0.25, "random_state": 0}
+    options: dict[str, Any] = {"hidden_size": 16, "learning_rate": 0.02, "validation_fraction": 0.25}
+    options |= {"tol": 0.0, "random_state": 0}
     stopped = LSTMRegressor(early_stopping=True, epochs=200, patience=7, **options).fit(x, y)
     losses = stopped.validation_loss_curve_
     best = int(np.argmin(losses))
-    assert len(losses) < 100 and best < len(losses) - 1 and len(stopped.loss_curve_) == len(losses)
+    assert len(losses) == len(stopped.loss_curve_) == best + 1 + 7
     shorter = LSTMRegressor(early_stopping=True, epochs=best + 1, **options).fit(x, y)
     assert_same_weights(stopped, shorter)
     assert shorter.validation_loss_curve_ == losses[: best + 1]
@@ -274,7 +282,10 @@ def test_refuses_x_and_y() -> None:
     regressor = LSTMRegressor(**QUICK).fit(x, rise)
     with pytest.raises(ValueError, match=r"y has 2 numbers for each sequence, expected 1 as before"):
         regressor.partial_fit(x, np.ones((60, 2)))
-    with pytest.raises(ValueError, match="Sample weights must contain at least one non-zero number"):
+    with pytest.raises(ValueError, match=r"sample_weight is 0 for all|Sample weights must contain"):  # ours or theirs
         regressor.fit(x, rise, sample_weight=np.zeros(60))
+    held_out = LSTMRegressor(early_stopping=True, validation_fraction=2, **QUICK)
+    with pytest.raises(ValueError, match=r"sample_weight is 0 for all .* held out"):
+        held_out.fit(x, rise, sample_weight=np.eye(60)[0])
     with pytest.raises(ValueError, match=r"inconsistent numbers of samples: \[60, 59\]"):
         regressor.fit(x, rise[1:])

@@ -19,7 +19,7 @@ from torch import nn  # noqa: E402
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence  # noqa: E402
 
 from fastlstm.torch import LSTM, operators  # noqa: E402
-from torch_cases import as_arrays, assert_as_exact, random_case, results_of  # noqa: E402
+from torch_cases import as_arrays, assert_as_exact, random_case, results_of, second_gradients_of  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN:UserWarning")
 
@@ -110,6 +110,13 @@ def test_numbers_are_torchs(number: int) -> None:
     truth = results_of(case.layer(nn.LSTM).double(), case.astype(torch.float64))
     found, theirs = (as_arrays(results_of(case.layer(kind), case)) for kind in (LSTM, nn.LSTM))
     assert_as_exact(found, theirs, as_arrays(truth))
+
+
+@pytest.mark.parametrize("number", range(0, 300, 5))
+def test_second_derivatives_are_torchs(number: int) -> None:
+    case = random_case(number).astype(torch.float64)
+    found, truth = (as_arrays(second_gradients_of(case.layer(kind), case)) for kind in (LSTM, nn.LSTM))
+    assert_close(found, truth, "float64")
 
 
 @pytest.mark.parametrize("wanted", [(a, b, c) for a in (0, 1) for b in (0, 1) for c in (0, 1)], ids=str)
@@ -354,16 +361,16 @@ def test_forward_mode_is_refused() -> None:
 
 
 def test_a_tape_lives_as_long_as_its_graph() -> None:
-    from fastlstm.torch.tapes import _CARRIERS
+    from fastlstm.torch.tapes import _TAPES
 
-    layer, x, before = LSTM(3, 5), torch.randn(4, 2, 3), len(_CARRIERS)
+    layer, x, before = LSTM(3, 5), torch.randn(4, 2, 3), len(_TAPES)
     y, _ = layer(x)
-    assert len(_CARRIERS) == before + 1
+    assert len(_TAPES) == before + 1
     y.sum().backward()
-    assert len(_CARRIERS) == before
+    assert len(_TAPES) == before
     y, _ = layer(x)
     del y, _
-    assert len(_CARRIERS) == before
+    assert len(_TAPES) == before
 
 
 # Copies and files

@@ -83,6 +83,24 @@ def results_of(layer: torch.nn.Module, case: Random, wanted: tuple[bool, bool, b
     return found | (dict(zip(inputs, torch.autograd.grad(loss, inputs.values()), strict=True)) if inputs else {})
 
 
+def second_gradients_of(layer: torch.nn.Module, case: Random) -> Results:
+    """The gradients of a loss that is made of `results_of`'s gradients, of x, the state and the weights."""
+    packed = isinstance(case.x, PackedSequence)
+    x = (case.x.data if packed else case.x).detach().clone().requires_grad_()
+    state = None if case.state is None else tuple(a.clone().requires_grad_() for a in case.state)
+    y, (h_n, c_n) = layer(case.x._replace(data=x) if packed else x, state)
+    outputs = [y.data if packed else y, h_n, c_n]
+    names, weights = zip(*layer.named_parameters(), strict=True)
+    inputs = dict(zip(("x", "h0", "c0"), (x, *(state or ())), strict=False)) | dict(zip(names, weights, strict=True))
+    torch.manual_seed(7)
+    first = sum((a * torch.randn(a.shape, dtype=a.dtype) + a**2).sum() for a in outputs)
+    grads = torch.autograd.grad(first, list(inputs.values()), create_graph=True)
+    second = sum((grad * torch.randn(grad.shape, dtype=grad.dtype)).sum() for grad in grads)
+    return {
+        f"d{name}": grad for name, grad in zip(inputs, torch.autograd.grad(second, list(inputs.values())), strict=True)
+    }
+
+
 def as_arrays(results: Results) -> dict[str, np.ndarray]:
     return {name: tensor.detach().numpy() for name, tensor in results.items()}
 

@@ -168,7 +168,7 @@ def check_mask(name: str, mask: npt.ArrayLike, shape: tuple[int, ...]) -> np.nda
     return array.astype(bool, copy=False)
 
 
-def check_lengths(lengths: npt.ArrayLike, shape: tuple[int, ...], steps: int) -> np.ndarray:
+def check_lengths(lengths: npt.ArrayLike, shape: tuple[int, ...], steps: int, name: str = "lengths") -> np.ndarray:
     """`lengths` as an int64 array of this shape, `(B,)` or `()`, with 0 <= length <= steps; else an error naming it.
 
     >>> check_lengths([2, 5], (2,), 4)
@@ -177,13 +177,13 @@ def check_lengths(lengths: npt.ArrayLike, shape: tuple[int, ...], steps: int) ->
     """
     array = np.asarray(lengths)
     if array.dtype.kind not in "iu" and array.size:
-        raise TypeError(f"lengths has dtype {array.dtype}, expected integers")
+        raise TypeError(f"{name} has dtype {array.dtype}, expected integers")
     if array.shape != shape:
-        raise ValueError(f"lengths has shape {array.shape}, expected {shape}")
+        raise ValueError(f"{name} has shape {array.shape}, expected {shape}")
     for row in np.argwhere((array < 0) | (array > steps))[:1]:
-        name = f"lengths[{row[0]}]" if array.ndim else "lengths"
+        which = f"{name}[{row[0]}]" if array.ndim else name
         raise ValueError(
-            f"{name} is {array[tuple(row)]}, but there are {steps} steps: expected a length from 0 to {steps}"
+            f"{which} is {array[tuple(row)]}, but there are {steps} steps: expected a length from 0 to {steps}"
         )
     return array.astype(np.int64)
 

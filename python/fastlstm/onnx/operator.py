@@ -131,8 +131,25 @@ def lstm(
         raise ValueError(f"hidden_size is {hidden_size}, but R has shape {R.shape}: expected {H}")
     x = given["X"].swapaxes(0, 1) if layout else given["X"]
     states = [_state(name, given.get(name), (D, x.shape[1], H), x.dtype, layout) for name in ("initial_h", "initial_c")]
-    lengths = None if sequence_lens is None else check_lengths(sequence_lens, x.shape[1:2], len(x))
+    lengths = None if sequence_lens is None else check_lengths(sequence_lens, x.shape[1:2], len(x), "sequence_lens")
 
+    y, h_n, c_n = _computed(x, weights, states, lengths, direction, options)
+    Y = y.reshape(*x.shape[:2], D, H)
+    Y = Y.swapaxes(0, 1) if layout else Y.swapaxes(1, 2)
+    outputs = Y, h_n.swapaxes(0, layout), c_n.swapaxes(0, layout)
+    Y, Y_h, Y_c = (np.ascontiguousarray(array).astype(dtype, copy=False) for array in outputs)
+    return Y, Y_h, Y_c
+
+
+def _computed(
+    x: np.ndarray,
+    weights: dict[str, np.ndarray],
+    states: list[np.ndarray],
+    lengths: np.ndarray | None,
+    direction: str,
+    options: list[LSTMCellOptions],
+) -> list[np.ndarray]:
+    """y `[T,B,D*H]`, h_n and c_n `[D,B,H]`, by as few calls of the kernels as there can be."""
     results = []
     for directions, backwards in _runs(direction, options):
         y, (h_n, c_n), _ = lstm_forward(
@@ -144,12 +161,7 @@ def lstm(
             training=False,
         )
         results.append((_reversed(y, lengths) if backwards else y, h_n, c_n))
-    ys, hs, cs = zip(*results, strict=True)
-    Y = np.concatenate(ys, axis=-1).reshape(*x.shape[:2], D, H)
-    Y = Y.swapaxes(0, 1) if layout else Y.swapaxes(1, 2)
-    Y_h, Y_c = (np.concatenate(parts).swapaxes(0, layout) for parts in (hs, cs))
-    Y, Y_h, Y_c = (np.ascontiguousarray(array).astype(dtype, copy=False) for array in (Y, Y_h, Y_c))
-    return Y, Y_h, Y_c
+    return [np.concatenate(parts, axis) for axis, parts in zip((-1, 0, 0), zip(*results, strict=True), strict=True)]
 
 
 def _state(name: str, array: np.ndarray | None, shape: tuple[int, ...], dtype: Any, layout: int) -> np.ndarray:

@@ -118,6 +118,10 @@ class LSTMEstimator(BaseEstimator):
             kept, out = self._split(targets)
             held_out = data.rows(out), targets[out], weights[out]
             data, targets, weights = data.rows(kept), targets[kept], weights[kept]
+        if not weights.any() or (held_out is not None and not held_out[2].any()):
+            raise ValueError(
+                "sample_weight is 0 for all sequences to learn from, or all held out: expected one above 0"
+            )
         self._run(data, targets, weights, held_out, epochs)
         return self
 

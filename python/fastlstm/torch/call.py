@@ -29,6 +29,11 @@ class Call:
     keeps_tape: bool  # for a backward pass
 
     @functools.cached_property
+    def names(self) -> tuple[str, ...]:
+        """Of the weights, in torch's order."""
+        return tuple(self.spec.shapes())
+
+    @functools.cached_property
     def options(self) -> dict[str, Any]:
         """Of these, the ones that `lstm_forward` takes."""
         if self.keeps_tape and not self.draws and (self.cell.zoneout_h or self.cell.zoneout_c):

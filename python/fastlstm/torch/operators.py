@@ -5,7 +5,7 @@ Letters: T steps, B batch, I input, H hidden, D directions, L layers; Hout = P i
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -60,7 +60,7 @@ def is_plain(x: torch.Tensor, weights: Tensors) -> bool:
         not torch.compiler.is_compiling()
         and type(x) in _PLAIN
         and (x.is_cpu or x.is_cuda)
-        and all(type(weight) in _PLAIN for weight in weights)
+        and _PLAIN.issuperset(map(type, weights))
         and not torch._C._are_functorch_transforms_active()
         and not torch._C._len_torch_dispatch_stack()
         and not torch._C._is_tracing()
@@ -68,16 +68,15 @@ def is_plain(x: torch.Tensor, weights: Tensors) -> bool:
     )
 
 
-_PLAIN = (torch.Tensor, torch.nn.Parameter)
+_PLAIN = frozenset((torch.Tensor, torch.nn.Parameter))
 
 
 def _forward(x: torch.Tensor, state: Tensors, weights: Tensors, marks: list[torch.Tensor | None], text: str) -> Tensors:
     call = call_of(text)
     (y, (h_n, c_n), *more), tape = _run(x, state, weights, marks, call)
-    results = [_tensor_of(y), _tensor_of(h_n), _tensor_of(c_n)]
-    if call.keeps_tape or more:
-        results += map(_tensor_of, more)
-        results += [tensor_of(tape)] * call.keeps_tape
+    results = _tensors_of(x, (y, h_n, c_n, *more))
+    if call.keeps_tape:
+        results.append(tensor_of(tape))
     return results
 
 
@@ -118,12 +117,12 @@ def _backward(
     }
     found = lstm_backward(held, dy, (dh_n, dc_n), **options)
     wanted = [found.x] * wants_x + list(found.state) * bool(state) + list(found.weights.values())
-    return list(map(_tensor_of, wanted))
+    return _tensors_of(x, wanted)
 
 
-def _tensor_of(array: Any) -> torch.Tensor:
-    """The tensor with the array's memory; one of a GPU is that already."""
-    return array if isinstance(array, torch.Tensor) else torch.from_numpy(array)
+def _tensors_of(x: torch.Tensor, arrays: Iterable[Any]) -> Tensors:
+    """The tensors with the arrays' memory; on a GPU they are that already."""
+    return list(map(torch.from_numpy, arrays) if x.is_cpu else arrays)
 
 
 def _forward_shapes(x: torch.Tensor, state: Tensors, weights: Tensors, marks: Any, text: str) -> Tensors:

@@ -49,7 +49,7 @@ def array_of(tensor: torch.Tensor) -> Any:
 
 def packed(weights: list[torch.Tensor], call: Call, threads: int | None) -> PackedWeights | DeviceWeights:
     """Packed now."""
-    arrays = {name: array_of(weight) for name, weight in zip(call.spec.shapes(), weights, strict=True)}
+    arrays = dict(zip(call.names, map(array_of, weights), strict=True))
     if threads is None:
         return DeviceWeights.of(arrays, call.spec, cell=call.cell)
     return PackedWeights.of(arrays, call.spec, cell=call.cell, threads=threads)

@@ -6,7 +6,6 @@ the tensor, such as `save_on_cpu` makes, has lost its tape: backward then runs f
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Sequence
 
 import numpy as np
@@ -20,13 +19,18 @@ __all__ = ["stacked", "tape_of", "tensor_of"]
 AnyTape = Tape | DeviceTape
 
 
+# By the address of the byte that stands for it.
+_TAPES: dict[int, AnyTape] = {}
+
+
 class _Carrier(np.ndarray):
-    tapes: Sequence[AnyTape]  # one for each byte
-    address: int
+    """The bytes of some tapes, which go with it."""
 
+    addresses: Sequence[int] = ()
 
-# By the address of each byte.
-_CARRIERS: weakref.WeakValueDictionary[int, _Carrier] = weakref.WeakValueDictionary()
+    def __del__(self) -> None:
+        for address in self.addresses:
+            _TAPES.pop(address, None)
 
 
 def tensor_of(tape: AnyTape) -> torch.Tensor:
@@ -36,9 +40,7 @@ def tensor_of(tape: AnyTape) -> torch.Tensor:
 
 def tape_of(tensor: torch.Tensor) -> AnyTape | None:
     """None for a tensor that has no tape, or none any more."""
-    address = tensor.data_ptr()
-    carrier = _CARRIERS.get(address)
-    return None if carrier is None else carrier.tapes[address - carrier.address]
+    return _TAPES.get(tensor.data_ptr())
 
 
 def stacked(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -54,7 +56,7 @@ def _carried(shape: tuple[int, ...], tapes: Sequence[AnyTape]) -> torch.Tensor:
     carrier = _Carrier(shape, np.uint8)
     carrier.fill(0)
     tensor = torch.from_numpy(carrier)
-    carrier.tapes, carrier.address = tapes, tensor.data_ptr()
-    for byte in range(len(tapes)):
-        _CARRIERS[carrier.address + byte] = carrier
+    first = tensor.data_ptr()
+    carrier.addresses = range(first, first + len(tapes))
+    _TAPES.update(zip(carrier.addresses, tapes, strict=True))
     return tensor
