@@ -194,6 +194,31 @@ def test_derivatives_are_those_of_differences(arguments: dict[str, Any]) -> None
     assert torch.autograd.gradgradcheck(run, everything, fast_mode=True)
 
 
+def test_nothing_is_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+    """x, the state and its gradient go in, y and the gradients come out, all in the memory that they lie in."""
+    addresses: list[int] = []
+
+    def watched(function: Any) -> Any:
+        def call(first: Any, *args: Any, **options: Any) -> Any:
+            results = function(first, *args, **options)
+            found = torch.utils._pytree.tree_leaves((first, args, results))
+            addresses.extend(array.ctypes.data for array in found if isinstance(array, np.ndarray))
+            if isinstance(results, fastlstm.Gradients):
+                addresses.extend(array.ctypes.data for array in (results.x, *results.weights.values()))
+            return results
+
+        return call
+
+    for name in ("lstm_forward", "lstm_backward"):
+        monkeypatch.setattr(operators, name, watched(getattr(operators, name)))
+    layer, dy = LSTM(3, 5, batch_first=True), torch.randn(2, 4, 5)
+    x, *state = torch.randn(4, 2, 3).transpose(0, 1).requires_grad_(), torch.randn(1, 2, 5), torch.randn(1, 2, 5)
+    y, (h, c) = layer(x, tuple(state))
+    grads = torch.autograd.grad(y, [x, *layer.parameters()], dy)
+    for tensor in (x, *state, y, h, c, dy, *grads):
+        assert tensor.data_ptr() in addresses
+
+
 # Marks
 
 
@@ -286,9 +311,16 @@ def test_backward_in_eval_mode() -> None:
     plain.load_state_dict(layer.state_dict())
     grads = [torch.autograd.grad(m(x)[0].sum(), [x, *m.parameters()]) for m in (layer, plain)]
     assert all(map(torch.equal, *grads))
-    zoned = LSTM(3, 5, cell=fastlstm.LSTMCellOptions(zoneout_h=0.1)).eval()
-    with pytest.raises(NotImplementedError, match="zoneout has no gradient in eval mode"):
-        zoned(x)
+
+
+def test_backward_of_zoneout_in_eval_mode_is_that_of_its_expectation() -> None:
+    options = fastlstm.LSTMCellOptions(zoneout_h=0.3, zoneout_c=0.2)
+    layer = LSTM(2, 3, 2, cell=options, bidirectional=True, dtype=torch.float64).eval()
+    x = torch.randn(4, 2, 2, dtype=torch.float64, requires_grad=True)
+    with torch.no_grad():
+        expected = layer(x, lengths=[4, 2])[0]
+    torch.testing.assert_close(layer(x, lengths=[4, 2])[0], expected, rtol=1e-12, atol=1e-14)
+    assert torch.autograd.gradcheck(lambda x, *_: layer(x, lengths=[4, 2])[0], (x, *layer.parameters()))
 
 
 # Precision

@@ -13,18 +13,18 @@ from torch.autograd import forward_ad
 from .equations import second_order
 from .operators import Tensors, backward, forward, is_plain
 
-__all__ = ["lstm"]
+__all__ = ["is_differentiated", "lstm"]
 
 
 def lstm(x: torch.Tensor, state: Tensors, weights: Tensors, marks: list[torch.Tensor | None], options: str) -> Any:
     """The results of `fastlstm::lstm_forward` less the tape. options: a call's text without its last flag."""
-    if _is_differentiated(x, state, weights):
+    if is_differentiated(x, state, weights):
         apply = _apply_plainly if is_plain(x, weights) else _Forward.apply
         return apply(options + "|True", len(state), len(weights), x, *state, *weights, *marks)[:-1]
     return forward(x, state, weights, marks, options + "|False")
 
 
-def _is_differentiated(x: torch.Tensor, state: Tensors, weights: Tensors) -> bool:
+def is_differentiated(x: torch.Tensor, state: Tensors, weights: Tensors) -> bool:
     if forward_ad._current_level >= 0:
         return True  # `_Forward` refuses to; an operator would lose the tangents
     if not torch.is_grad_enabled():

@@ -36,8 +36,6 @@ class Call:
     @functools.cached_property
     def options(self) -> dict[str, Any]:
         """Of these, the ones that `lstm_forward` takes."""
-        if self.keeps_tape and not self.draws and (self.cell.zoneout_h or self.cell.zoneout_c):
-            raise NotImplementedError("zoneout has no gradient in eval mode: expected train mode, or torch.no_grad()")
         return {
             "batch_first": self.batch_first,
             "dropout": self.dropout,

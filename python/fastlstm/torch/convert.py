@@ -27,7 +27,7 @@ class Conversion:
         theirs = {ours: torchs for torchs, ours in _OURS.items()}
         for module in self.swapped.values():
             if (kind := theirs.get(type(module))) is not None:
-                for name in ("_names", "_layer", "_draws", "fallback"):
+                for name in ("_names", "_layer", "_draws", "_zones", "fallback"):
                     del module.__dict__[name]
                 module.__class__ = kind
 

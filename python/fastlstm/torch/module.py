@@ -10,9 +10,9 @@ from torch.nn.utils.rnn import PackedSequence
 from .. import cuda
 from ..cells import PLAIN, LSTMCellOptions, check_cell_options, check_probability
 from ..weights import WeightSpec
-from . import packs
-from .autograd import lstm
-from .call import layer_text
+from . import equations, packs
+from .autograd import is_differentiated, lstm
+from .call import call_of, layer_text
 
 __all__ = ["PLAINLY", "RunsLSTM", "State", "why_not"]
 
@@ -32,6 +32,7 @@ class RunsLSTM(torch.nn.Module):
     _names: tuple[str, ...]  # of the weights, in torch's order
     _layer: str  # `layer_text`; a dropout beside it would be a variable to compilers
     _draws: bool  # random numbers in training
+    _zones: bool  # some units keep their states, by chance in training, by expectation in eval mode
 
     def _spec(self) -> WeightSpec:
         raise NotImplementedError
@@ -42,6 +43,7 @@ class RunsLSTM(torch.nn.Module):
         spec = self._spec()
         self._layer = layer_text(spec, check_cell_options(self.cell), dropout)
         self._draws = self.cell.draws or (dropout > 0 and spec.num_layers > 1)
+        self._zones = self.cell.zoneout_h > 0 or self.cell.zoneout_c > 0
 
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, value)
@@ -63,10 +65,17 @@ class RunsLSTM(torch.nn.Module):
         options = f"{self._layer}|{batch_first}|{more}|{draws}"
         state: list[Any] = [] if hx is None else list(hx)
         if x.is_meta or not torch.is_autocast_enabled(device := x.device.type):
-            return lstm(x, state, weights, marks, options)
+            return self._compute(x, state, weights, marks, options)
         x, *given = (_cast(tensor, torch.float32) for tensor in (x, *state, *weights))
-        results = lstm(x, given[: len(state)], given[len(state) :], marks, options)
+        results = self._compute(x, given[: len(state)], given[len(state) :], marks, options)
         return [_cast(result, torch.get_autocast_dtype(device)) for result in results]
+
+    def _compute(self, x: torch.Tensor, state: Any, weights: Any, marks: list[Any], options: str) -> Any:
+        if self._zones and not self.training and is_differentiated(x, state, weights):
+            # The kernels' backward pass is that of units drawn by chance.
+            with torch.autocast(x.device.type, enabled=False):
+                return equations.forward(x, state, weights, marks, call_of(options + "|False"))
+        return lstm(x, state, weights, marks, options)
 
     def repack(self) -> None:
         """Have the next inference call read the weights anew.
