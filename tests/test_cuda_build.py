@@ -29,15 +29,15 @@ LARGEST_MODULE = 10 * 2**20  # bytes; 9.4 million were measured
 # to 8. Whoever needs more says why, and what becomes of the blocks that run at once.
 BUDGET = {
     "step_forward": {"__half": 128, "__nv_bfloat16": 128, "float": 128, "double": 240},
-    "step_backward": {"__half": 120, "__nv_bfloat16": 128, "float": 128, "double": 224},
+    "step_backward": {"__half": 120, "__nv_bfloat16": 128, "float": 128, "double": 240},
     "project_forward": {"__half": 120, "__nv_bfloat16": 128, "float": 128, "double": 200},
-    "gradient_of_h": {"__half": 120, "__nv_bfloat16": 120, "float": 128, "double": 232},
+    "gradient_of_h": {"__half": 120, "__nv_bfloat16": 120, "float": 128, "double": 240},
     "recurrent_sums": {"__half": 128, "__nv_bfloat16": 128, "float": 128, "double": 240},
-    "gradient_sums": {"__half": 120, "__nv_bfloat16": 128, "float": 128, "double": 232},
+    "gradient_sums": {"__half": 120, "__nv_bfloat16": 128, "float": 128, "double": 240},
     "normalised_forward": {"__half": 104, "__nv_bfloat16": 104, "float": 104, "double": 128},
     "normalised_backward": {"__half": 120, "__nv_bfloat16": 128, "float": 120, "double": 128},
     "resident_forward": {"__half": 160, "__nv_bfloat16": 160, "float": 168, "double": 192},
-    "resident_backward": {"__half": 184, "__nv_bfloat16": 184, "float": 176, "double": 208},
+    "resident_backward": {"__half": 184, "__nv_bfloat16": 184, "float": 184, "double": 216},
     "persistent_forward": {"__half": 232, "__nv_bfloat16": 248, "float": 240, "double": 255},
     "persistent_backward": {"__half": 224, "__nv_bfloat16": 248, "float": 255, "double": 240},
 }
