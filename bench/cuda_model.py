@@ -60,6 +60,11 @@ class Layer(NamedTuple):
         return 4 * self.H if self.backward else self.H
 
     @property
+    def product_in(self) -> str:
+        """In tf32, tensor cores serve forward alone."""
+        return "fp32" if self.precision == "tf32" and self.backward else self.precision
+
+    @property
     def flops(self) -> int:
         return 8 * self.N * self.H * self.H
 
@@ -117,7 +122,7 @@ def read_shared(layer: Layer, choice: Choice) -> float:
         accesses = 32 * columns * size / row + choice.thread_rows / 4
         return choice.tile_rows / choice.thread_rows * warps * layer.depth * accesses * row
     tiles = -(-layer.N // choice.tile_rows)
-    if layer.precision == "fp32":  # a warp reads four numbers of each of a thread's rows at once
+    if layer.product_in == "fp32":  # a warp reads four numbers of each of a thread's rows at once
         return tiles * layer.depth * (1 + choice.thread_rows / 4) * row
     of_weights, of_operand = choice.columns, choice.tile_rows * (choice.columns // 16 + 1)
     return float(tiles * layer.depth * size * (of_weights + of_operand))
@@ -131,9 +136,9 @@ def microseconds(speed: Speed, layer: Layer, choice: Choice) -> float:
     flops = 2.0 * layer.N * layer.depth * choice.columns
     if choice.algorithm == "resident":
         flops = layer.flops / choice.blocks
-    elif layer.precision == "fp32":  # threads beyond the tile of a warp multiply, too
+    elif layer.product_in == "fp32":  # threads beyond the tile of a warp multiply, too
         flops = -(-layer.N // choice.tile_rows) * layer.depth * 2.0 * 4 * 32 * choice.thread_rows
-    product = max(read_shared(layer, choice) / speed.shared, flops / speed.flops[layer.precision])
+    product = max(read_shared(layer, choice) / speed.shared, flops / speed.flops[layer.product_in])
     chain = speed.us(brought(layer, choice) / speed.fill + product)
     chain += LEVELS["one block"] if choice.algorithm == "resident" else speed.meeting
     return max(chain, layer.streamed / speed.memory / 1000)

@@ -95,3 +95,13 @@ def restored_settings() -> Iterator[None]:
     yield
     fastlstm.set_num_threads(before[0])
     fastlstm.set_isa(before[1])
+
+
+@pytest.fixture
+def one_thread_of_torch() -> Iterator[None]:
+    """On so little work as tests have, threads only wait for one another."""
+    torch = pytest.importorskip("torch")
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

@@ -111,6 +111,17 @@ def test_a_row_is_the_same_in_every_batch_on_tensor_cores(gpu: Gpu, dtype: str) 
         np.testing.assert_array_equal(part[name], whole[name][:, rows], name)
 
 
+# Few rows of it would be resident in so little memory, many would not; on tensor cores they would be summed otherwise.
+@pytest.mark.parametrize("gpu", ["emulated"], indirect=True)
+def test_how_a_layer_runs_does_not_depend_on_the_batch(gpu: Gpu, emulator: Emulator) -> None:
+    emulator.set_shared_bytes(49_000)
+    problem = problem_of(Case("", WeightSpec(0, 72), 3, 41)).astype("float16")
+    whole, rows = gpu.solve(problem), np.array([3, 40, 17])
+    part = gpu.solve(problem.rows(rows))
+    for name in ("y", "h_n", "c_n", "cells", "dx", "dh0", "dc0"):
+        np.testing.assert_array_equal(part[name], whole[name][:, rows], name)
+
+
 # What a step backward multiplies is deeper than one part for each slice.
 DEEP = Case("deep", WeightSpec(3, 72), 3, 5, **MARKS)
 

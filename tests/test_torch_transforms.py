@@ -20,15 +20,10 @@ from torch_cases import assert_as_exact  # noqa: E402
 
 Tensors = list[torch.Tensor]
 # torch warns of what torch itself is going to remove.
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
-
-
-@pytest.fixture(autouse=True)
-def one_thread_of_torch() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = [
+    pytest.mark.usefixtures("one_thread_of_torch"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning"),
+]
 
 
 def assert_equal(found: Any, expected: Any) -> None:

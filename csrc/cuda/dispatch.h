@@ -68,7 +68,10 @@ Choice choose_resident(const LayerForward<T>& layer, CellKind kind, bool backwar
   }
   choice.threads = choice.resident.threads();
   choice.blocks = int(round_up_divide(B, choice.resident.rows));
-  if (choice.shared_bytes > device.shared_bytes) why = too_large(choice.shared_bytes, device);
+  // Whether it fits must not depend on how many rows there are.
+  const ResidentShape of_many = resident_shape(H, 1, backward, 4, device.processors, int(H));
+  const size_t least = resident_bytes<T>(of_many, backward ? H : 4 * H);
+  if (least > device.shared_bytes) why = too_large(least, device);
   return choice;
 }
 
@@ -148,23 +151,34 @@ Choice choose_persistent(const LayerForward<T>& layer, bool backward, const Devi
   return choice;
 }
 
-// By the model of CUDA.md, not yet by measurement: above so many units, 16-bit layers are faster on tensor cores.
+// Up to so many units, resident layers are faster than persistent ones, if they fit at all. Measured on an H200, as what follows.
 template <class T>
-constexpr int64_t kMostResidentUnits = sizeof(T) == 2 ? 64 : 256;
+constexpr int64_t kMostResidentUnits = sizeof(T) == 2 ? 128 : 256;
+
+// From so many rows on, steps are faster than persistent blocks backward, each of which reads all of d_pre. Both give the same bits,
+// as they do not on tensor cores: there, no row's results may depend on how many rows there are.
+constexpr int64_t kFewestRowsOfSteps = 64;
+
+template <class T>
+Choice choose_automatically(LayerForward<T> layer, CellKind kind, bool backward, const Device& device) {
+  std::string why;
+  const Choice resident = choose_resident(layer, kind, backward, device, why);
+  const bool can_be_resident = why.empty();
+  if (can_be_resident && layer.shape.H <= kMostResidentUnits<T>) return resident;
+  if (backward) layer.tf32 = false;  // tensor cores take twice as long there for floats
+  if (backward && !takes_tensor_cores(layer) && layer.shape.B >= kFewestRowsOfSteps) return {};
+  const Choice persistent = choose_persistent(layer, backward, device, why);
+  return why.empty() ? persistent : can_be_resident ? resident : Choice{};
+}
 
 template <class T>
 Choice choose(const LayerForward<T>& layer, CellKind kind, Algorithm asked, bool backward, const Device& device) {
   if (asked == Algorithm::kStep) return {};
+  if (asked == Algorithm::kAutomatic) return choose_automatically(layer, kind, backward, device);
   std::string why;
-  const Choice resident = choose_resident(layer, kind, backward, device, why);
-  const bool small = layer.shape.H <= kMostResidentUnits<T>;
-  const bool can_be_resident = why.empty();
-  if (can_be_resident && (asked == Algorithm::kResident || (asked == Algorithm::kAutomatic && small))) return resident;
-  if (asked != Algorithm::kResident) {
-    const Choice persistent = choose_persistent(layer, backward, device, why);
-    if (why.empty()) return persistent;
-  }
-  if (asked == Algorithm::kAutomatic) return can_be_resident ? resident : Choice{};
+  const Choice choice = asked == Algorithm::kResident ? choose_resident(layer, kind, backward, device, why)
+                                                      : choose_persistent(layer, backward, device, why);
+  if (why.empty()) return choice;
   throw std::invalid_argument(std::string("algo is \"") + kAlgorithmNames[int(asked)] +
                               "\", which this layer cannot be: " + why);
 }
