@@ -224,7 +224,7 @@ def constants() -> Iterator[str]:
 def report(kernels: list[Kernel]) -> Iterator[str]:
     yield "# The CUDA kernels on paper"
     yield ""
-    yield "Written by `cuda_model.py`. **No GPU has run this**: choices are those of `csrc/cuda/dispatch.h`, registers"
+    yield "Written by `cuda_model.py`. **All on paper**: choices are those of `csrc/cuda/dispatch.h`, registers"
     yield "those of the compiled kernels, all times a model. A step waits for what all blocks say, then h is brought to"
     yield "each multiprocessor, then it multiplies, as fast as shared memory or arithmetic allows; nothing overlaps."
     yield "The products over all steps at once, which are the array library's, are not in it. A real step is slower."
