@@ -254,7 +254,14 @@ def test_bad_calls_are_named() -> None:
     layer, x = LSTM(3, 5), torch.randn(4, 2, 3)
     for inputs, options, error, words in (
         ((torch.randn(4, 2, 7),), {}, ValueError, "x has shape .4, 2, 7., but the weights need input size 3"),
-        ((x.double(),), {}, TypeError, "dtype"),
+        ((x.double(),), {}, TypeError, r"input is torch.float64, .* torch.float32: expected input.to\(torch.float32\)"),
+        ((x.to("meta"),), {}, RuntimeError, "input is on meta, but the weights are on cpu"),
+        ((x.to_sparse(),), {}, TypeError, "sparse_coo: expected .* torch.strided"),
+        ((x, torch.zeros(2, 1, 2, 5)), {}, TypeError, "hx is Tensor: expected a pair"),
+        ((x, (torch.zeros(1, 2, 5),) * 3), {}, TypeError, r"hx is \(Tensor, Tensor, Tensor\): expected a pair"),
+        ((x, (torch.zeros(1, 2, 5), None)), {}, TypeError, r"hx is \(Tensor, NoneType\): expected a pair"),
+        ((x, (torch.zeros(1, 2, 5), torch.zeros(1, 2, 5).half())), {}, TypeError, "c0 is torch.float16"),
+        ((x, (torch.zeros(1, 2, 5, device="meta"),) * 2), {}, RuntimeError, "h0 is on meta"),
         ((x, (torch.zeros(1, 2, 5), torch.zeros(1, 3, 5))), {}, ValueError, "c0"),
         ((x,), {"lengths": [5, 1]}, ValueError, r"lengths\[0\] is 5"),
         ((x,), {"masked_output": "zeros"}, ValueError, "masked_output is 'zeros'"),
@@ -263,8 +270,23 @@ def test_bad_calls_are_named() -> None:
     ):
         with pytest.raises(error, match=words):
             layer(*inputs, **options)
+    with pytest.raises(RuntimeError, match="input is on cpu, but the weights are on meta"):
+        LSTM(3, 5, device="meta")(x)
     with pytest.raises(TypeError, match="bfloat16"):
         layer.bfloat16()(x.bfloat16())
+
+
+def test_signs_that_are_still_to_be_turned() -> None:
+    """Torch turns the sign of z.conj().imag when it is read."""
+    layer, a = LSTM(3, 5), torch.randn(4, 2, 3)
+    x, dy = torch.complex(a, a).conj().imag, torch.complex(*torch.ones(2, 4, 2, 5)).conj().imag
+    assert x.is_neg() and dy.is_neg()
+    found, expected = layer(x)[0], layer(-a)[0]
+    assert torch.equal(found, expected)
+    grads = [
+        torch.autograd.grad(y, list(layer.parameters()), d) for y, d in ((found, dy), (expected, dy.resolve_neg()))
+    ]
+    assert all(map(torch.equal, *grads))
 
 
 # Randomness

@@ -138,6 +138,26 @@ def test_fallback_is_torchs_own() -> None:
         ours[0](x)
 
 
+def test_a_cell_names_what_is_wrong() -> None:
+    cell, x = LSTMCell(3, 5), torch.randn(2, 3)
+    for inputs, error, words in (
+        ((x[None],), ValueError, r"input has shape \(1, 2, 3\): expected \(B, 3\)"),
+        ((x[:, :2],), ValueError, r"input has shape \(2, 2\): expected \(B, 3\)"),
+        ((x, torch.zeros(2, 2, 5)), TypeError, "hx is Tensor: expected a pair"),
+        ((x, (torch.zeros(3, 5), torch.zeros(3, 5))), ValueError, "h0"),
+    ):
+        with pytest.raises(error, match=words):
+            cell(*inputs)
+
+
+def test_fallback_is_not_for_autocast(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In which a linear layer before it gives bfloat16."""
+    layer = LSTM(3, 5, fallback=True)
+    monkeypatch.setattr(layer, "_torchs", None)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert layer(torch.randn(4, 2, 3).bfloat16(), lengths=[4, 2])[0].dtype == torch.bfloat16
+
+
 def test_fallback_is_not_for_what_the_kernels_can_do(monkeypatch: pytest.MonkeyPatch) -> None:
     layer = LSTM(3, 5, fallback=True)
     monkeypatch.setattr(layer, "_torchs", None)

@@ -289,6 +289,18 @@ def test_meta_tensors_have_shapes() -> None:
     assert (y.shape, h.shape, c.shape) == ((4, 7, 5), (2, 4, 5), (2, 4, 5)) and y.is_meta
 
 
+def test_tensors_that_have_ways_of_their_own() -> None:
+    """Two tensors that pass for one, as input, state, or both."""
+    TwoTensor = pytest.importorskip("torch.testing._internal.two_tensor").TwoTensor
+    torch.manual_seed(0)
+    layer, x, h = LSTM(3, 5), (torch.randn(4, 2, 3), torch.randn(4, 2, 3)), (torch.randn(1, 2, 5), torch.zeros(1, 2, 5))
+    for inputs, states in ((x, h), (x, h[:1] * 2), (x[:1] * 2, h)):
+        both = [TwoTensor(*pair) if pair[0] is not pair[1] else pair[0] for pair in (inputs, states)]
+        y, _ = layer(both[0], (both[1], both[1]))
+        expected = [layer(a, (b, b))[0] for a, b in zip(inputs, states, strict=True)]
+        assert torch.equal(y.a, expected[0]) and torch.equal(y.b, expected[1])
+
+
 # torch's own inputs
 
 

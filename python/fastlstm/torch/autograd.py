@@ -19,7 +19,7 @@ __all__ = ["is_differentiated", "lstm"]
 def lstm(x: torch.Tensor, state: Tensors, weights: Tensors, marks: list[torch.Tensor | None], options: str) -> Any:
     """The results of `fastlstm::lstm_forward` less the tape. options: a call's text without its last flag."""
     if is_differentiated(x, state, weights):
-        apply = _apply_plainly if is_plain(x, weights) else _Forward.apply
+        apply = _apply_plainly if is_plain(x, *state, *weights) else _Forward.apply
         return apply(options + "|True", len(state), len(weights), x, *state, *weights, *marks)[:-1]
     return forward(x, state, weights, marks, options + "|False")
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from ..weights import WeightSpec
-from .module import PLAINLY, RunsLSTM, State
+from .module import PLAINLY, RunsLSTM, State, pair_of
 
 __all__ = ["LSTMCell"]
 
@@ -42,7 +42,10 @@ class LSTMCell(RunsLSTM, torch.nn.LSTMCell):
         if self.fallback and self._falls_back(input):
             h, c = super().forward(input, hx)
             return h, c
-        state = None if hx is None else (hx[0].unsqueeze(0), hx[1].unsqueeze(0))
+        size = self.input_size
+        if input.dim() not in (1, 2) or input.shape[-1] != size:
+            raise ValueError(f"input has shape {tuple(input.shape)}: expected (B, {size}), or ({size},) unbatched")
+        state = [tensor.unsqueeze(0) for tensor in pair_of(hx)]
         _, h, c = self._run(input.unsqueeze(0), state, [], False, PLAINLY)
         return h.squeeze(0), c.squeeze(0)
 

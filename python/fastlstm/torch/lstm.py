@@ -11,7 +11,7 @@ from ..cells import PLAIN, LSTMCellOptions
 from ..functional import check_call
 from ..layouts import check_cell
 from ..weights import WeightSpec
-from .module import PLAINLY, RunsLSTM, State
+from .module import PLAINLY, RunsLSTM, State, pair_of
 
 __all__ = ["LSTM"]
 
@@ -89,15 +89,15 @@ class LSTM(RunsLSTM, torch.nn.RNNBase):
             return self._torchs(
                 input, hx, lengths, mask, reset, masked_output != "zero" or return_cells or return_gates
             )
-        more = PLAINLY
+        state, more = pair_of(hx), PLAINLY
         if masked_output != "zero" or return_cells or return_gates:
             check_call(masked_output, return_cells=return_cells, return_gates=return_gates)
             more = f"{masked_output == 'repeat'}|{return_cells}|{return_gates}"
         marks = [] if lengths is mask is reset is None else [lengths, mask, reset]
         if isinstance(input, PackedSequence):
-            return self._packed(input, hx, marks, more)
+            return self._packed(input, state, marks, more)
         marks = [None if mark is None else torch.as_tensor(mark) for mark in marks]
-        y, h_n, c_n, *others = self._run(input, hx, marks, self.batch_first, more)
+        y, h_n, c_n, *others = self._run(input, state, marks, self.batch_first, more)
         return y, (h_n, c_n), *others
 
     # What torch.nn.LSTM's own forward calls.
@@ -114,7 +114,7 @@ class LSTM(RunsLSTM, torch.nn.RNNBase):
         results: tuple[Any, ...] = torch.nn.LSTM.forward(self, input, hx)
         return results
 
-    def _packed(self, input: PackedSequence, hx: State | None, marks: list[Any], more: str) -> tuple[Any, ...]:
+    def _packed(self, input: PackedSequence, state: list[torch.Tensor], marks: list[Any], more: str) -> tuple[Any, ...]:
         """Rows in the order of their lengths, as they lie in a packed sequence."""
         for name, mark in zip(("lengths", "mask", "reset"), marks, strict=False):
             if mark is not None:
@@ -124,9 +124,9 @@ class LSTM(RunsLSTM, torch.nn.RNNBase):
         counts = torch.arange(B) < sizes[:, None]
         index = counts.reshape(-1).nonzero()[:, 0].to(data.device)
         x = data.new_zeros(T * B, data.shape[-1]).index_copy(0, index, data).reshape(T, B, -1)
-        if hx is not None and order is not None:
-            hx = hx[0].index_select(1, order), hx[1].index_select(1, order)
-        padded, h_n, c_n, *others = self._run(x, hx, [counts.sum(0), None, None], False, more)
+        if order is not None:
+            state = [tensor.index_select(1, order) for tensor in state]
+        padded, h_n, c_n, *others = self._run(x, state, [counts.sum(0), None, None], False, more)
         if inverse is not None:
             h_n, c_n = h_n.index_select(1, inverse), c_n.index_select(1, inverse)
         y, *others = (

@@ -14,7 +14,7 @@ from . import equations, packs
 from .autograd import is_differentiated, lstm
 from .call import call_of, layer_text
 
-__all__ = ["PLAINLY", "RunsLSTM", "State", "why_not"]
+__all__ = ["PLAINLY", "RunsLSTM", "State", "pair_of", "why_not"]
 
 PLAINLY = "False|False|False"  # a call that repeats no output, and returns no cells or gates
 
@@ -52,9 +52,9 @@ class RunsLSTM(torch.nn.Module):
 
     def _falls_back(self, input: Any) -> bool:
         x = input.data if isinstance(input, PackedSequence) else input
-        return why_not(x.device, x.dtype) != ""
+        return why_not(x.device, torch.float32 if _is_cast(x) else x.dtype) != ""
 
-    def _run(self, x: torch.Tensor, hx: State | None, marks: list[Any], batch_first: bool, more: str) -> Any:
+    def _run(self, x: torch.Tensor, state: list[Any], marks: list[Any], batch_first: bool, more: str) -> Any:
         """y, h_n, c_n, then what more asks for; marks: lengths, mask, reset, or empty for none of them."""
         own = self._parameters
         weights: list[Any] = [own[name] if name in own else getattr(self, name) for name in self._names]
@@ -63,14 +63,16 @@ class RunsLSTM(torch.nn.Module):
             seed = torch.randint(2**63 - 1, (), dtype=torch.int64) if draws else None
             marks = [*(marks or (None, None, None)), seed]
         options = f"{self._layer}|{batch_first}|{more}|{draws}"
-        state: list[Any] = [] if hx is None else list(hx)
-        if x.is_meta or not torch.is_autocast_enabled(device := x.device.type):
+        if not _is_cast(x):
             return self._compute(x, state, weights, marks, options)
         x, *given = (_cast(tensor, torch.float32) for tensor in (x, *state, *weights))
         results = self._compute(x, given[: len(state)], given[len(state) :], marks, options)
-        return [_cast(result, torch.get_autocast_dtype(device)) for result in results]
+        return [_cast(result, torch.get_autocast_dtype(x.device.type)) for result in results]
 
     def _compute(self, x: torch.Tensor, state: Any, weights: Any, marks: list[Any], options: str) -> Any:
+        weight = weights[0]
+        if state or x.dtype is not weight.dtype or x.device != weight.device:
+            _check(x, state, weight)
         if self._zones and not self.training and is_differentiated(x, state, weights):
             # The kernels' backward pass is that of units drawn by chance.
             with torch.autocast(x.device.type, enabled=False):
@@ -108,6 +110,35 @@ def why_not(device: torch.device, dtype: torch.dtype) -> str:
     if dtype not in (torch.float32, torch.float64):
         return f"its weights are {str(dtype).removeprefix('torch.')}"
     return ""
+
+
+def pair_of(hx: Any) -> list[torch.Tensor]:
+    """Initial h and c; none for None."""
+    if hx is None:
+        return []
+    if isinstance(hx, tuple | list):
+        if len(hx) == 2 and isinstance(hx[0], torch.Tensor) and isinstance(hx[1], torch.Tensor):
+            return list(hx)
+        got = f"({', '.join(type(one).__name__ for one in hx)})"
+    else:
+        got = type(hx).__name__
+    raise TypeError(f"hx is {got}: expected a pair of tensors, h0 and c0")
+
+
+def _check(x: torch.Tensor, state: Any, weight: torch.Tensor) -> None:
+    """Where tensors are, and their types, in torch's words."""
+    device, dtype = weight.device, weight.dtype
+    for name, tensor in zip(("input", "h0", "c0"), (x, *state), strict=False):
+        if tensor.device != device:
+            raise RuntimeError(f"{name} is on {tensor.device}, but the weights are on {device}: expected one device")
+        if tensor.dtype != dtype:
+            raise TypeError(f"{name} is {tensor.dtype}, but the weights are {dtype}: expected {name}.to({dtype})")
+
+
+def _is_cast(x: torch.Tensor) -> bool:
+    """To float32, as autocast is on."""
+    device = "cpu" if x.is_cpu else x.device.type  # whose name takes a third of a microsecond
+    return not x.is_meta and torch.is_autocast_enabled(device) and x.dtype != torch.float64
 
 
 def _cast(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

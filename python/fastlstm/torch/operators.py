@@ -34,7 +34,7 @@ Tensors = list[torch.Tensor]
 
 def forward(x: torch.Tensor, state: Tensors, weights: Tensors, marks: list[torch.Tensor | None], text: str) -> Tensors:
     """The operator, or where nothing looks on, what it runs: to dispatch takes as long as a small step."""
-    run = _forward if is_plain(x, weights) else ops.lstm_forward
+    run = _forward if is_plain(x, *state, *weights) else ops.lstm_forward
     results: Tensors = run(x, state, weights, marks, text)
     return results
 
@@ -49,18 +49,17 @@ def backward(
     weights: Any,
     *more: Any,
 ) -> Tensors:
-    run = _backward if is_plain(x, weights) else ops.lstm_backward
+    run = _backward if is_plain(x, *grads, *state, *weights) else ops.lstm_backward
     results: Tensors = run(grads, tape, wants_x, wants_weights, x, state, weights, *more)
     return results
 
 
-def is_plain(x: torch.Tensor, weights: Tensors) -> bool:
+def is_plain(x: torch.Tensor, *others: torch.Tensor | None) -> bool:
     """Whether no compiler, tracer, transformation, mode or profiler looks on, and no tensor has ways of its own."""
     return (
         not torch.compiler.is_compiling()
-        and type(x) in _PLAIN
         and (x.is_cpu or x.is_cuda)
-        and _PLAIN.issuperset(map(type, weights))
+        and _PLAIN.issuperset(map(type, (x, *others)))
         and not torch._C._are_functorch_transforms_active()
         and not torch._C._len_torch_dispatch_stack()
         and not torch._C._is_tracing()
@@ -68,7 +67,7 @@ def is_plain(x: torch.Tensor, weights: Tensors) -> bool:
     )
 
 
-_PLAIN = frozenset((torch.Tensor, torch.nn.Parameter))
+_PLAIN = frozenset((torch.Tensor, torch.nn.Parameter, type(None)))
 
 
 def _forward(x: torch.Tensor, state: Tensors, weights: Tensors, marks: list[torch.Tensor | None], text: str) -> Tensors:

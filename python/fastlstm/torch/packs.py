@@ -44,7 +44,12 @@ def array_of(tensor: torch.Tensor) -> Any:
     try:
         return (tensor.detach() if tensor.requires_grad else tensor).numpy() if tensor.is_cpu else tensor
     except TypeError:  # NumPy has no such numbers
-        raise TypeError(f"a tensor has dtype {tensor.dtype}, expected float32 or float64 on the CPU") from None
+        got, expected = f"{tensor.dtype}, {tensor.layout}", "float32 or float64 on the CPU, torch.strided"
+        raise TypeError(f"a tensor is {got}: expected {expected}") from None
+    except RuntimeError:
+        if not tensor.is_neg():
+            raise
+        return array_of(tensor.resolve_neg())  # numbers whose sign is still to be turned, as of z.conj().imag
 
 
 def packed(weights: list[torch.Tensor], call: Call, threads: int | None) -> PackedWeights | DeviceWeights:
@@ -68,7 +73,7 @@ def kept(weights: list[torch.Tensor], call: Call, threads: int | None) -> Packed
         and pack.isa == active_isa()
     ):
         return pack.weights
-    if threads is None or not all(weight.is_contiguous() for weight in weights):
+    if threads is None or not all(weight.is_contiguous() and not weight.is_neg() for weight in weights):
         return packed(weights, call, threads)
     samples = [_sample(weight) for weight in weights]
     values = [sample.tobytes() for sample in samples]  # before packing: another thread may be writing
