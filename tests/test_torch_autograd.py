@@ -51,6 +51,32 @@ def test_a_tape_that_was_moved_is_made_again() -> None:
     assert all(map(torch.equal, plain, torch.autograd.grad(y.sum(), [x, *layer.parameters()])))
 
 
+def test_gradients_of_a_batch_of_gradients() -> None:
+    """By `is_grads_batched`, of what is asked for, beside one after the other."""
+    torch.manual_seed(0)
+    layer = LSTM(3, 5, 2, dropout=0.5, bidirectional=True, dtype=torch.float64)
+    x, h, c = (torch.randn(*shape, dtype=torch.float64) for shape in ((4, 2, 3), (4, 2, 5), (4, 2, 5)))
+    y, (_, c_n) = layer(x, (h.requires_grad_(), c), lengths=[4, 2])
+    outputs, inputs, eye = [y.sum((0, 1)), c_n.sum((0, 1)).repeat(2)], [h, layer.weight_hh_l1], torch.eye(10).double()
+    found = torch.autograd.grad(outputs, inputs, [eye, eye], is_grads_batched=True, retain_graph=True)
+    singly = [torch.autograd.grad(outputs, inputs, [row, row], retain_graph=True) for row in eye]
+    for together, rows in zip(found, zip(*singly, strict=True), strict=True):
+        torch.testing.assert_close(together, torch.stack(rows), rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("create_graph", [False, True])
+def test_vectorized_jacobian_and_hessian(create_graph: bool) -> None:
+    functional = torch.autograd.functional
+    layer, x = LSTM(2, 3, dtype=torch.float64), torch.randn(3, 1, 2, dtype=torch.float64, requires_grad=create_graph)
+    for derivative in (functional.jacobian, functional.hessian):
+        a, b = (
+            derivative(lambda x: layer(x)[0].square().sum(), x, create_graph=create_graph, vectorize=vectorize)
+            for vectorize in (True, False)
+        )
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-14)
+        assert a.requires_grad == b.requires_grad == create_graph
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, of torch.jit
 def test_forward_mode_is_refused() -> None:
     layer, x = LSTM(3, 5), torch.randn(4, 2, 3)

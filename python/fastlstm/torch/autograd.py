@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch.autograd import forward_ad
 
-from .equations import second_order
+from .equations import first_order, second_order
 from .operators import Tensors, backward, forward, is_plain
 
 __all__ = ["is_differentiated", "lstm"]
@@ -58,6 +58,8 @@ class _Forward(torch.autograd.Function):
         text, states, weights = ctx.call
         tape, *inputs = ctx.saved_tensors
         needs = ctx.needs_input_grad[3:]
+        if any(map(_is_batched, grads)):
+            return (None, None, None, *first_order(text, states, weights, inputs, needs, grads[:-1]))
         end = 1 + states + weights
         wants = wants_x, wants_weights = needs[0], any(needs[1 + states : end])
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # which takes no second derivatives
@@ -69,6 +71,17 @@ class _Forward(torch.autograd.Function):
         dstate = found[wants_x : wants_x + states]
         dweights = found[wants_x + states :] if wants_weights else (None,) * weights
         return (None, None, None, *dx, *dstate, *dweights, *(None,) * (len(inputs) - end))
+
+
+def _is_batched(grad: torch.Tensor | None) -> bool:
+    """By `torch.autograd.grad(is_grads_batched=True)`, whose older `vmap` knows no rules of operators."""
+    if grad is None or torch.compiler.is_compiling():
+        return False
+    batched: bool = torch._C._dispatch_keys(grad).has(_BATCHED)
+    return batched
+
+
+_BATCHED = torch._C._dispatch_key_parse("Batched")
 
 
 class _Backward(torch.autograd.Function):

@@ -18,9 +18,25 @@ from ..dropout import Draws, drop, dropout_mask
 from ..weights import weight_suffix
 from .call import Call, call_of
 
-__all__ = ["forward", "second_order"]
+__all__ = ["first_order", "forward", "second_order"]
 
 Tensors = list[torch.Tensor]
+
+
+def first_order(
+    text: str, states: int, weights: int, inputs: Tensors, needs: Any, grads: tuple[torch.Tensor | None, ...]
+) -> list[torch.Tensor | None]:
+    """What `fastlstm::lstm_backward` computes of those inputs (x, states, weights, marks) that need a gradient."""
+    wanted = [place for place, need in enumerate(needs) if need]
+    end = 1 + states + weights
+    with torch.enable_grad():
+        results = forward(inputs[0], inputs[1 : 1 + states], inputs[1 + states : end], inputs[end:], call_of(text))
+    pairs = [(result, grad) for result, grad in zip(results, grads, strict=True) if grad is not None]
+    outputs, given = zip(*pairs, strict=True)
+    graph = {"create_graph": torch.is_grad_enabled(), "allow_unused": True}
+    found = torch.autograd.grad(outputs, [inputs[place] for place in wanted], given, **graph)
+    dense = dict(zip(wanted, found, strict=True))
+    return [dense.get(place) for place in range(len(inputs))]
 
 
 def second_order(
