@@ -65,6 +65,7 @@ def test_a_layer_itself_and_one_in_two_places() -> None:
     assert shared[0] is shared[1] and type(shared[0]) is LSTM
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, of quantization and torch.jit
 def test_what_is_left_and_why() -> None:
     class Own(nn.LSTM): ...
 
@@ -80,6 +81,8 @@ def test_what_is_left_and_why() -> None:
             "bf16": nn.LSTM(3, 5).bfloat16(),
             "parametrized": parametrized,
             "cell": nn.RNNCell(3, 5),
+            "quantized": torch.ao.nn.quantizable.LSTMCell(3, 5),
+            "scripted": torch.jit.script(nn.LSTM(3, 5)),
             "linear": nn.Linear(3, 5),
             "ours": LSTM(3, 5),
         }
@@ -92,6 +95,8 @@ def test_what_is_left_and_why() -> None:
         "bf16": "its weights are bfloat16",
         "parametrized": "a ParametrizedLSTM is a subclass of torch.nn.LSTM",
         "cell": "a torch.nn.RNNCell is no LSTM",
+        "quantized": "a torch.ao.nn.quantizable.modules.rnn.LSTMCell is no torch.nn.LSTM",
+        "scripted": "a torch.jit._script.RecursiveScriptModule is no torch.nn.LSTM",
     }
     assert "bf16: left, its weights are bfloat16" in str(conversion)
     assert str(convert(nn.Linear(3, 5))) == "there is no LSTM"

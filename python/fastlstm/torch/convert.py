@@ -13,6 +13,7 @@ from .module import RunsLSTM, why_not
 __all__ = ["Conversion", "convert"]
 
 _OURS: dict[type, type[RunsLSTM]] = {torch.nn.LSTM: LSTM, torch.nn.LSTMCell: LSTMCell}
+_BASES = (torch.nn.RNNBase, torch.nn.RNNCellBase)
 
 
 @dataclass
@@ -52,7 +53,7 @@ def convert(model: torch.nn.Module, *, fallback: bool = False) -> Conversion:
     """
     done = Conversion()
     for name, module in model.named_modules():
-        if isinstance(module, RunsLSTM) or not isinstance(module, (torch.nn.RNNBase, torch.nn.RNNCellBase)):
+        if isinstance(module, RunsLSTM) or not (isinstance(module, _BASES) or _is_torchs_other(module)):
             continue
         if reason := _why_not(module):
             done.left[name] = reason
@@ -64,12 +65,20 @@ def convert(model: torch.nn.Module, *, fallback: bool = False) -> Conversion:
     return done
 
 
+def _is_torchs_other(module: torch.nn.Module) -> bool:
+    """An LSTM of torch's with other bases, as quantized and scripted ones are."""
+    name = getattr(module, "original_name", type(module).__name__)
+    return type(module).__module__.startswith("torch.") and name in {kind.__name__ for kind in _OURS}
+
+
 def _why_not(module: torch.nn.Module) -> str:
     kind = type(module)
     if kind not in _OURS:
         base = next((base for base in _OURS if isinstance(module, base)), None)
         if base is not None:
             return f"a {kind.__qualname__} is a subclass of torch.nn.{base.__name__}"
+        if not isinstance(module, _BASES):
+            return f"a {kind.__module__}.{kind.__name__} is no torch.nn.LSTM"
         return f"a torch.nn.{kind.__name__} is no LSTM" if kind.__module__.startswith("torch.") else "it is no LSTM"
     weight = next(module.parameters(), None)
     if weight is None:
