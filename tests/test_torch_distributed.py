@@ -24,6 +24,10 @@ def test_gradients_are_those_of_one_process_on_the_whole_batch(tmp_path: Path) -
     multiprocessing.spawn(compare_gradients, (str(tmp_path / "store"),), RANKS)
 
 
+def test_sharded_training_is_torchs(tmp_path: Path) -> None:
+    multiprocessing.spawn(compare_sharded, (str(tmp_path / "store"),), RANKS)
+
+
 def test_no_stale_weight_is_used(tmp_path: Path) -> None:
     multiprocessing.spawn(compare_inference, (str(tmp_path / "store"),), RANKS)
 
@@ -49,6 +53,30 @@ def compare_gradients(rank: int, store: str) -> None:
         together(x.chunk(RANKS, 1)[rank])[0].square().mean().backward()
         for mine, its in zip(layer.parameters(), alone.parameters(), strict=True):
             torch.testing.assert_close(mine.grad, its.grad, rtol=1e-12, atol=1e-15)
+
+
+def compare_sharded(rank: int, store: str) -> None:
+    """Each weight is whole only while its layer runs: its memory is freed after that, and taken again."""
+    fsdp = pytest.importorskip("torch.distributed.fsdp")
+    with joined(rank, store):
+        mesh = distributed.init_device_mesh("cpu", (RANKS,))
+
+        def outputs(kind: type[nn.Module]) -> list[torch.Tensor]:
+            torch.manual_seed(0)
+            model = nn.Sequential(kind(4, 6, 2, dtype=torch.float64))
+            for module in (model[0], model):
+                fsdp.fully_shard(module, mesh=mesh)
+            optimizer, found = torch.optim.SGD(model.parameters(), 0.5), []
+            for x in torch.randn(3, RANKS, 5, 2, 4, dtype=torch.float64)[:, rank]:
+                optimizer.zero_grad()
+                model(x)[0].square().sum().backward()
+                optimizer.step()
+                with torch.no_grad():
+                    found += [model(x)[0].clone() for _ in range(2)]
+            return found
+
+        for a, b in zip(outputs(LSTM), outputs(nn.LSTM), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-14)
 
 
 def compare_inference(rank: int, store: str) -> None:

@@ -31,7 +31,7 @@ class _Pack:
     isa: str
     first: weakref.ref[torch.Tensor]
     identities: list[tuple[Any, ...]]
-    samples: list[np.ndarray]  # views of the weights' own memory, which they keep from becoming another tensor's
+    samples: list[np.ndarray]  # views of the weights' own memory, read only while the weights are there
     values: list[bytes]
 
 
@@ -52,9 +52,27 @@ def array_of(tensor: torch.Tensor) -> Any:
         return array_of(tensor.resolve_neg())  # numbers whose sign is still to be turned, as of z.conj().imag
 
 
+class _Lent:
+    """A tensor's memory, for NumPy. After `Tensor.numpy` torch could not free it, as sharded training does."""
+
+    def __init__(self, tensor: torch.Tensor, kind: str) -> None:
+        self.tensor, size = tensor, tensor.element_size()
+        strides = tuple(stride * size for stride in tensor.stride())
+        memory = {"data": (tensor.data_ptr(), False), "shape": tuple(tensor.shape), "strides": strides}
+        self.__array_interface__ = {**memory, "typestr": kind, "version": 3}
+
+
+_KINDS = {torch.float32: np.dtype(np.float32).str, torch.float64: np.dtype(np.float64).str}
+
+
+def _array_of_weight(weight: torch.Tensor) -> Any:
+    kind = _KINDS.get(weight.dtype)
+    return array_of(weight) if kind is None or not weight.is_cpu or weight.is_neg() else np.asarray(_Lent(weight, kind))
+
+
 def packed(weights: list[torch.Tensor], call: Call, threads: int | None) -> PackedWeights | DeviceWeights:
     """Packed now."""
-    arrays = dict(zip(call.names, map(array_of, weights), strict=True))
+    arrays = dict(zip(call.names, map(_array_of_weight, weights), strict=True))
     if threads is None:
         return DeviceWeights.of(arrays, call.spec, cell=call.cell)
     return PackedWeights.of(arrays, call.spec, cell=call.cell, threads=threads)
@@ -96,7 +114,7 @@ def _identities(weights: list[torch.Tensor]) -> list[tuple[Any, ...]]:
 
 
 def _sample(weight: torch.Tensor) -> np.ndarray:
-    flat = array_of(weight).reshape(-1)
+    flat = _array_of_weight(weight.detach()).reshape(-1)  # which must not keep the weight itself
     step = max(1, flat.size // SAMPLES) | 1  # odd, so that it meets other columns in each row
     sample: np.ndarray = flat[::step]
     return sample
