@@ -47,7 +47,7 @@ set(CMAKE_CUDA_STANDARD 17)
 set(CMAKE_CUDA_STANDARD_REQUIRED ON)
 set(CMAKE_CUDA_RUNTIME_LIBRARY Static) # such a module imports where there is no driver
 # Of floats, to 2 ulp where the divisor is below 2^126, in a third of the instructions. A cell's divisors are below 2^124 (see
-# activations.h), and its numerators and divisors err by more.
+# activations.h), and its numerators and divisors err by more. The others are counts, deviations, 1 - p, and softsign's up to 2^60.
 set(fast_division -prec-div=false)
 add_library(kernels_cuda OBJECT csrc/cuda/layer_backward.cu csrc/cuda/layer_forward.cu csrc/cuda/state.cu)
 target_compile_options(kernels_cuda PRIVATE "$<$<COMPILE_LANGUAGE:CUDA>:SHELL:-Werror all-warnings --compress-mode=size --threads 0 ${fast_division}>")

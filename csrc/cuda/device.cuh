@@ -162,7 +162,8 @@ __device__ inline void store_shared(T* to, const Brought<Vector<T, N>>& values) 
 }
 
 // Neighbours that other blocks read and write at the same time: each of them is whole, and nothing else is ordered. One access,
-// past this processor's own cache. What is not wanted stays as it is.
+// past this processor's own cache. What is not wanted stays as it is. PTX promises it of words of 32 bits: that a double is whole
+// is the hardware's doing, which moves 16 aligned bytes at once.
 template <class T, int N>
 __device__ inline void load_relaxed(Brought<Vector<T, N>>& to, const T* from, unsigned wanted = 1) {
   constexpr size_t kBytes = N * sizeof(T);

@@ -63,7 +63,7 @@ struct StepForward {
   const T* h_prev;          // [rows, output]
   T* h_next;                // [rows, output]
   const W* c_prev;          // [rows, hidden]
-  W* c;                     // [rows, hidden]; may be c_prev
+  W* c;                     // [rows, hidden]
   T* m;                     // [rows, hidden] o * tanh(c) for the projection; null without
   T* saved;                 // [rows, hidden, 4] the gates; null: not wanted
   Sequence<T> y;            // [T,rows,output]

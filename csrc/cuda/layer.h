@@ -8,8 +8,7 @@
 namespace fastlstm::gpu {
 
 // How a layer runs: a launch a step, which any shape can have; or one launch, with all of U in the shared memory of each block,
-// or with a part of it in each, which wait for one
-// another's numbers.
+// or with a part of it in each, which wait for one another's numbers.
 enum class Algorithm { kAutomatic, kStep, kResident, kPersistent };
 
 constexpr const char* kAlgorithmNames[] = {"auto", "step", "resident", "persistent"};

@@ -16,10 +16,11 @@ unsigned* failure_word() {
     void* memory = nullptr;
     cudaStreamCaptureMode mode = cudaStreamCaptureModeRelaxed;  // the first call may be captured into a graph
     check(cudaThreadExchangeStreamCaptureMode(&mode), "cudaThreadExchangeStreamCaptureMode");
-    check(cudaHostAlloc(&memory, sizeof(unsigned), cudaHostAllocPortable | cudaHostAllocMapped), "cudaHostAlloc");
+    const cudaError_t allocated = cudaHostAlloc(&memory, sizeof(unsigned), cudaHostAllocPortable | cudaHostAllocMapped);
+    check(cudaThreadExchangeStreamCaptureMode(&mode), "cudaThreadExchangeStreamCaptureMode");  // back again
+    check(allocated, "cudaHostAlloc");
     word = static_cast<unsigned*>(memory);
     *word = 0;
-    check(cudaThreadExchangeStreamCaptureMode(&mode), "cudaThreadExchangeStreamCaptureMode");
   });
   return word;
 }

@@ -60,7 +60,7 @@ struct CellInputs {
   RowFlags flags;
   Brought<Quad<T>> pre;
   Brought<Wide<T>> c;
-  Brought<T> h;  // before the step; of a plain cell, where rows may be held
+  Brought<T> h;  // before the step; a plain cell needs it only where rows may be held
 };
 
 template <class T, CellKind KIND>
