@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import tracemalloc
 from dataclasses import replace
 
 import numpy as np
@@ -25,6 +26,7 @@ from cases import (
 from cell_cases import ALONE, MARKS, TOGETHER, VARIANTS, cell_of, own_errors, variant_of
 from emulated_cuda import Emulator
 from fastlstm import LSTMCellOptions, functional, reference
+from fastlstm.device_weights import DeviceWeights
 from fastlstm.weights import WeightSpec
 from gpus import Gpu
 
@@ -187,6 +189,19 @@ def test_training_gives_what_inference_gives(gpu: Gpu, dtype: str, algo: str, ca
         assert (tape is not None) == training
         results.append({"y": gpu.get(y), "h_n": gpu.get(h_n), "c_n": gpu.get(c_n)})
     assert_same_bits(*results)
+
+
+@pytest.mark.parametrize("gpu", ["emulated"], indirect=True)
+def test_inference_has_the_memory_of_one_layer_at_a_time(gpu: Gpu) -> None:
+    peaks = []
+    for layers in (2, 6):
+        problem = problem_of(Case("", WeightSpec(3, 9, num_layers=layers), 8, 32)).map_arrays(gpu.put)
+        weights = DeviceWeights.of(problem.weights)
+        tracemalloc.start()
+        functional.lstm_forward(problem.x, weights, training=False)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < 1.5 * peaks[0]
 
 
 @pytest.mark.parametrize("case", EVERYTHING, ids=str)

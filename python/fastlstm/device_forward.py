@@ -161,6 +161,8 @@ def device_forward(
             results |= {"h_n": h_n[row], "c_n": c_n[row]}
             first = {"h0": None if h0 is None else h0[row], "c0": None if c0 is None else c0[row]}
             tapes.append(_direction_forward(call, row, inside, first, results, repeat and last))
+            if not training:
+                tapes.clear()  # its memory serves the next one
             if not last and training and dropout:
                 native().drop({"y": results["y"]}, call.options(row), dropout)
         inside = layer_y
