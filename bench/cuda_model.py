@@ -1,4 +1,4 @@
-"""The speed of the CUDA kernels on paper, for GPUs that nobody had: python bench/cuda_model.py _cuda.so
+"""The speed of the CUDA kernels on paper, whether or not the GPU is here: python bench/cuda_model.py _cuda.so
 
 Writes cuda_model.md from what dispatch.h chooses, what the compiled kernels need, and published figures of the GPUs.
 All figures that go in stand in the first table. Where a GPU has run, its times count and this does not.
@@ -37,7 +37,7 @@ class Speed:
 
     @property
     def meeting(self) -> float:
-        """µs, of all blocks."""
+        """µs until what each block says has reached all."""
         return MEETING[f"{self.device.architecture // 10}.{self.device.architecture % 10}"]
 
 
