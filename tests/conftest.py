@@ -16,7 +16,8 @@ import fastlstm
 from gpus import REAL, Gpu, why_not
 
 CONFIG = fastlstm.build_config()
-RUNNABLE = CONFIG["isa_runnable"]
+# x86_v3_wide is the source of x86_v4 for machines that cannot run that.
+RUNNABLE = [name for name in CONFIG["isa_runnable"] if name != "x86_v3_wide" or "x86_v4" not in CONFIG["isa_runnable"]]
 PARAMETERS = {"isa": RUNNABLE, "dtype": ["float32", "float64"], "gpu": ["emulated", *REAL]}
 
 
@@ -25,7 +26,7 @@ def pytest_report_header() -> list[str]:
     threads = f"{CONFIG['num_threads']} threads"
     return [
         f"fastlstm {fastlstm.__version__} ({CONFIG['compiler']}, {threads}) from {fastlstm.__path__[0]}",
-        f"instruction sets tested: {', '.join(RUNNABLE)}; cannot run here: {', '.join(missing) or 'none'}",
+        f"instruction sets tested: {', '.join(RUNNABLE)}; not tested here: {', '.join(missing) or 'none'}",
     ]
 
 
