@@ -283,6 +283,16 @@ def test_what_kernels_cannot_do_is_an_error(gpu: Gpu) -> None:
                 functional.lstm_forward(problem.x, problem.weights, algo=algo)
 
 
+def test_lengths_on_the_gpu_beyond_the_end_are_its_steps(gpu: Gpu) -> None:
+    """Nobody has checked them; in reverse, a reset behind the last step must not be looked for."""
+    problem = problem_of(Case("", WeightSpec(3, 5, bidirectional=True), 6, 4, reset="random"))
+    reset = problem.options["reset"]
+    behind = gpu.put(np.concatenate([reset, ~reset[:1]]))[:-1]  # what stands there in memory
+    of_gpu = problem.map_arrays(gpu.put).with_options(reset=behind, lengths=gpu.put(np.full(4, 7)))
+    found = {name: gpu.get(array) for name, array in solve(of_gpu).items()}
+    assert_same_bits(found, gpu.solve(problem))
+
+
 def test_the_cpu_has_no_algorithms() -> None:
     problem = problem_of(SMALL)
     with pytest.raises(ValueError, match="tf32 is True, but x is on the CPU"):

@@ -78,7 +78,9 @@ template <class Flag>  // a template, so that each file may have it
 __global__ void set_flags(const StepMarks marks, Flag* const flags) {
   const int64_t i = thread_index();
   if (i >= marks.T * marks.B) return;
-  const int64_t t = i / marks.B, b = i % marks.B, end = marks.lengths ? marks.lengths[b] : marks.T;
+  const int64_t t = i / marks.B, b = i % marks.B;
+  // Lengths on the GPU come unchecked.
+  const int64_t end = marks.lengths && marks.lengths[b] < marks.T ? marks.lengths[b] : marks.T;
   const bool counts = t < end && (!marks.mask || *marks.mask.row(t, b));
   // The cut of episode t lies before step t: in reverse that is before the step t - 1 is processed.
   const int64_t begins = marks.reverse ? t + 1 : t;
