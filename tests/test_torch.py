@@ -94,6 +94,31 @@ def test_forget_bias_and_repr_of_own_options() -> None:
         LSTM(3, 4, bias=False, forget_bias=1.0)
 
 
+def test_attributes_that_are_set_are_followed_or_refused() -> None:
+    torch.manual_seed(0)
+    layer, x = LSTM(3, 5, 2), torch.randn(4, 2, 3)
+    y, _ = layer(x)
+    layer.batch_first = True
+    assert torch.equal(layer(x.transpose(0, 1))[0], y.transpose(0, 1))
+    layer.batch_first, layer.dropout = False, 1.0
+    assert not torch.equal(layer(x)[0], y)
+    layer.dropout, layer.cell = 0.0, fastlstm.LSTMCellOptions(cell_clip=0.01)
+    assert not torch.equal(layer(x)[0], y)
+    layer.cell = fastlstm.LSTMCellOptions()
+    sizes = {"input_size": 4, "hidden_size": 6, "num_layers": 1, "bias": False, "bidirectional": True, "proj_size": 2}
+    for name, value in {**sizes, "peepholes": True, "layer_norm": True}.items():
+        before = getattr(layer, name)
+        with pytest.raises(AttributeError, match=rf"^{name} is {before}, .* expected a new layer for {name}={value}"):
+            setattr(layer, name, value)
+        setattr(layer, name, before)
+    for name, value, error in (("dropout", 2.0, ValueError), ("dropout", "x", TypeError), ("cell", None, TypeError)):
+        before = getattr(layer, name)
+        with pytest.raises(error, match=name):
+            setattr(layer, name, value)
+        assert getattr(layer, name) is before
+    assert torch.equal(layer(x)[0], y)
+
+
 # The numbers
 
 

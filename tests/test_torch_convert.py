@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -53,6 +54,20 @@ def test_convert_and_undo() -> None:
     assert type(model.lstm) is nn.LSTM and type(model.decoder[0]) is nn.LSTMCell
     torch.testing.assert_close(model(words), converted, rtol=1e-12, atol=1e-12)
     assert not [name for name in model.lstm.__dict__ if name in ("_names", "_layer", "_draws")]
+
+
+def test_sizes_are_refused_of_what_is_converted_and_torchs_own_way_after_that() -> None:
+    layer = nn.ModuleList([nn.LSTM(3, 5), nn.LSTMCell(3, 5)])
+    conversion = convert(layer)
+    for module in layer:
+        with pytest.raises(AttributeError, match="peepholes is False, as the weights are"):
+            module.peepholes = True
+        with pytest.raises(AttributeError, match="hidden_size is 5, as the weights are"):
+            copy.deepcopy(module).hidden_size = 6
+    conversion.undo()
+    for module in layer:
+        module.hidden_size = 6
+        assert module.hidden_size == 6
 
 
 def test_a_layer_itself_and_one_in_two_places() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import Any
 
 import torch
@@ -19,6 +20,8 @@ __all__ = ["PLAINLY", "RunsLSTM", "State", "pair_of", "why_not"]
 PLAINLY = "False|False|False"  # a call that repeats no output, and returns no cells or gates
 
 State = tuple[torch.Tensor, torch.Tensor]
+
+_SIZES = frozenset(field.name for field in fields(WeightSpec))
 
 
 class RunsLSTM(torch.nn.Module):
@@ -46,8 +49,16 @@ class RunsLSTM(torch.nn.Module):
         self._zones = self.cell.zoneout_h > 0 or self.cell.zoneout_c > 0
 
     def __setattr__(self, name: str, value: Any) -> None:
+        """dropout and cell may be set at any time; what the weights' shapes follow from may not."""
+        described = "_layer" in self.__dict__
+        if described and name in _SIZES and value != (own := getattr(self, name, value)):
+            raise AttributeError(f"{name} is {own}, as the weights are: expected a new layer for {name}={value}")
+        if described and name == "dropout":
+            check_probability(name, value)
+        if described and name == "cell":
+            check_cell_options(value)
         super().__setattr__(name, value)
-        if name in ("dropout", "cell") and "_layer" in self.__dict__:
+        if described and name in ("dropout", "cell"):
             self._describe()
 
     def _falls_back(self, input: Any) -> bool:
