@@ -69,7 +69,7 @@ OTHER_MODULES = [
 # Faces of frameworks that need not be installed.
 FACES = {"fastlstm.jax", "fastlstm.keras", "fastlstm.onnx", "fastlstm.sklearn", "fastlstm.torch"}
 FOLDERS = {"fastlstm": fastlstm.__path__} | {
-    f"fastlstm.{name}": [f"{fastlstm.__path__[0]}/{name}"] for name in ("onnx", "sklearn", "torch")
+    f"fastlstm.{name}": [f"{fastlstm.__path__[0]}/{name}"] for name in ("jax", "onnx", "sklearn", "torch")
 }
 MODULES = [
     "fastlstm",

@@ -1,0 +1,156 @@
+"""`lstm`: one call of an LSTM on JAX's arrays, differentiable in reverse mode."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+from jax.custom_derivatives import SymbolicZero
+
+from ..cells import PLAIN, LSTMCellOptions
+from .arguments import call_and_arrays
+from .bridge import run
+from .call import Call
+
+__all__ = ["lstm"]
+
+
+def lstm(
+    x: Any,
+    weights: Mapping[str, Any],
+    state: tuple[Any, Any] | None = None,
+    *,
+    cell: LSTMCellOptions = PLAIN,
+    batch_first: bool = False,
+    dropout: float = 0.0,
+    dropout_seed: Any = None,
+    dropout_call: Any = 0,
+    lengths: Any = None,
+    mask: Any = None,
+    reset: Any = None,
+    masked_output: str = "zero",
+    return_sequence: bool = True,
+    return_cells: bool = False,
+    return_gates: bool = False,
+    training: bool = True,
+    threads: int | None = None,
+) -> tuple[Any, ...]:
+    """Run an LSTM of any layers and directions on the CPU: y, (h_n, c_n), then cells and gates if asked for.
+
+    x: `[T,B,I]`, `[B,T,I]` if batch_first, or unbatched `[T,I]`, of the weights' dtype (float32 or float64). weights:
+    torch's names and shapes, see `fastlstm.weights.WeightSpec.shapes`. state: (h0 `[L*D,B,Hout]`, c0 `[L*D,B,H]`),
+    zeros if None, as each half may be. y: `[T,B,D*Hout]` laid out as x, None without return_sequence; cells: c of every
+    step of the last layer, `[T,B,D*H]`; gates: i f g o of every step of it, `[T,B,D*4H]`; h_n, c_n as state. Everything
+    that is not an array is static under jit. cell, dropout, lengths, mask, reset and masked_output mean what
+    `fastlstm.lstm_forward` says.
+
+    training: whether dropout and what `cell` drops or zones out is drawn, from dropout_seed (an integer from 0 to
+    2**64 - 1, an array of one, or a key of `jax.random`) and dropout_call, a number that gives each call with the same
+    seed other masks; both may be traced. Without training nothing is drawn, and gradients are there all the same, but
+    for those of zoneout's expectation.
+
+    jit, grad, vjp, jacrev, vmap (one call after the other), checkpoint and scan work. There are gradients with respect
+    to x, weights and state, of the first order and in reverse mode.
+
+    Raises ValueError or TypeError naming argument, got and expected while it is traced. What depends on values, such as
+    a length beyond T, is an error of the compiled program, with the same text.
+
+    >>> import jax.numpy as jnp
+    >>> weights = {"weight_ih_l0": jnp.ones((4, 1)), "weight_hh_l0": jnp.ones((4, 1))}
+    >>> y, (h_n, c_n) = jax.jit(lstm)(jnp.ones((2, 1, 1)), weights)
+    >>> y.round(4).ravel().tolist(), bool(h_n[0, 0, 0] == y[-1, 0, 0])
+    ([0.369..., 0.650...], True)
+    >>> loss = lambda weights: lstm(jnp.ones((2, 1, 1)), weights)[0].sum()
+    >>> round(float(jax.grad(loss)(weights)["weight_hh_l0"].sum()), 4)
+    0.0895
+    """
+    call, arrays = call_and_arrays(
+        x,
+        weights,
+        state,
+        cell=cell,
+        batch_first=batch_first,
+        dropout=dropout,
+        dropout_seed=dropout_seed,
+        dropout_call=dropout_call,
+        marks={"lengths": lengths, "mask": mask, "reset": reset},
+        masked_output=masked_output,
+        return_sequence=return_sequence,
+        return_cells=return_cells,
+        return_gates=return_gates,
+        training=training,
+        threads=threads,
+    )
+    found = dict(zip(call.results, _lstm(call, *arrays), strict=True))
+    return (found.pop("y", None), (found.pop("h_n"), found.pop("c_n")), *found.values())
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _lstm(call: Call, x: Any, state: list[Any], weights: list[Any], marks: list[Any]) -> list[Any]:
+    return run("forward", call, [x, *state, *weights, *marks], _result_shapes(call, x))
+
+
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["inputs"], meta_fields=["wants_x", "wants_weights"])
+@dataclass(frozen=True)
+class _Kept:
+    """From forward for backward."""
+
+    inputs: Any  # as those of `_lstm`
+    wants_x: bool
+    wants_weights: bool
+
+
+def _lstm_forward(call: Call, *inputs: Any) -> tuple[list[Any], _Kept]:
+    if not call.draws and (call.cell.zoneout_h or call.cell.zoneout_c):
+        raise NotImplementedError(
+            "training is False, but the cell has zoneout, whose expectation has no gradient here: expected True"
+        )
+    leaf = {"is_leaf": lambda value: hasattr(value, "perturbed")}
+    values = jax.tree.map(lambda primal: primal.value, inputs, **leaf)
+    x, _, weights, _ = inputs
+    kept = _Kept(values, x.perturbed, any(weight.perturbed for weight in weights))
+    return _lstm(call, *values), kept
+
+
+def _lstm_backward(call: Call, kept: _Kept, grads: list[Any]) -> tuple[Any, ...]:
+    given = {name: grad for name, grad in zip(call.results, grads, strict=True) if not isinstance(grad, SymbolicZero)}
+    one = replace(call, grads=tuple(given), wants_x=kept.wants_x, wants_weights=kept.wants_weights)
+    found = _gradients(one, list(given.values()), *kept.inputs)
+    dx = found.pop(0) if kept.wants_x else None
+    dstate = [found.pop(0) for _ in kept.inputs[1]]
+    return dx, dstate, found or None, None
+
+
+_lstm.defvjp(_lstm_forward, _lstm_backward, symbolic_zeros=True)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _gradients(call: Call, grads: list[Any], x: Any, state: list[Any], weights: list[Any], marks: list[Any]) -> Any:
+    """Of x if wanted, of the state, of the weights if wanted."""
+    like = [x] * call.wants_x + list(state) + list(weights) * call.wants_weights
+    shapes = [jax.ShapeDtypeStruct(array.shape, array.dtype) for array in like]
+    return run("backward", call, [x, *state, *weights, *marks, *grads], shapes)
+
+
+def _refuse(*_: Any) -> Any:
+    raise NotImplementedError("fastlstm.jax.lstm has first derivatives only: expected no gradient of its gradients")
+
+
+_gradients.defvjp(lambda call, *inputs: (_gradients(call, *inputs), None), _refuse)
+
+
+def _result_shapes(call: Call, x: Any) -> list[jax.ShapeDtypeStruct]:
+    spec = call.spec
+    rows, D = spec.num_layers * spec.num_directions, spec.num_directions
+    batch = () if x.ndim == 2 else x.shape[:1] if call.batch_first else x.shape[1:2]
+    shapes = {
+        "y": (*x.shape[:-1], spec.output_size),
+        "h_n": (rows, *batch, spec.hidden_output),
+        "c_n": (rows, *batch, spec.hidden_size),
+        "cells": (*x.shape[:-1], D * spec.hidden_size),
+        "gates": (*x.shape[:-1], D * 4 * spec.hidden_size),
+    }
+    return [jax.ShapeDtypeStruct(shapes[name], x.dtype) for name in call.results]
