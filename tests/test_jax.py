@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+import fastlstm
 from cases import EVERYTHING, OPTIONS, Case, assert_close, assert_same_bits, problem_of, truth_of
 from cell_cases import SHAPES as CELL_SHAPES
 from cell_cases import TOLERANCE, VARIANTS, own_errors, variant_of
-from fastlstm import LSTMCellOptions, functional
+from conftest import RUNNABLE
+from fastlstm import LSTMCellOptions, _core, functional
 from fastlstm.weights import WeightSpec, initial_weights
 
 jax = pytest.importorskip("jax")
@@ -52,6 +54,11 @@ def test_cells(variant: str, dtype: str) -> None:
     case = variant_of(variant, Case(variant, WeightSpec(5, 11, 2, bidirectional=True), mask="random", reset="random"))
     found = solve_on_jax(problem_of(case).astype(dtype))
     assert_close(found, truth_for(case), dtype, TOLERANCE["times for a variant"], own_errors(case, dtype))
+
+
+def test_every_instruction_set(isa: str, dtype: str) -> None:
+    case = EVERYTHING[-1]
+    assert_close(solve_on_jax(problem_of(case).astype(dtype)), truth_for(case), dtype)
 
 
 # Against JAX's own derivatives
@@ -96,6 +103,17 @@ def test_gradients_are_those_of_a_scan() -> None:
 def test_gradients_are_those_of_finite_differences(options: dict[str, Any]) -> None:
     spec = WeightSpec(3, 5, 2, bidirectional=True, proj_size=2)
     check_grads(lambda arrays: lstm(**arrays, **options), (arrays_of(spec),), order=1, modes=("rev",))
+
+
+def test_a_loss_that_is_differentiated_beside_its_gradient() -> None:
+    arrays = arrays_of()
+
+    def loss(function: Any, arrays: dict[str, Any]) -> Any:
+        value, gradient = jax.value_and_grad(loss_of(function))(arrays)
+        return value * value + sum(map(jnp.sum, jax.tree.leaves(jax.lax.stop_gradient(gradient))))
+
+    found, expected = (jax.jit(jax.value_and_grad(lambda a, f=f: loss(f, a)))(arrays) for f in (lstm, scanned))
+    assert_alike(found, expected)
 
 
 def test_jacobian() -> None:
@@ -246,13 +264,14 @@ def test_only_what_is_wanted_is_computed(wanted: str, monkeypatch: pytest.Monkey
 def test_inference_keeps_no_tape(monkeypatch: pytest.MonkeyPatch) -> None:
     arrays, trained = arrays_of(), []
 
-    def spy(*given: Any, training: bool, **options: Any) -> Any:
-        trained.append(training)
-        return functional.lstm_forward(*given, training=training, **options)
+    def spy(*given: Any, **options: Any) -> Any:
+        trained.append((options["training"], options["memory"] is None))
+        return forward(*given, **options)
 
-    monkeypatch.setattr("fastlstm.jax.host.lstm_forward", spy)
+    forward = _core.forward
+    monkeypatch.setattr(_core, "forward", spy)
     jax.block_until_ready((jax.jit(lstm)(**arrays), lstm(**arrays, cell=DROPS, training=False)))
-    assert trained == [False, False]
+    assert trained == [(False, True), (False, True)]
 
 
 def test_no_sequence_is_returned() -> None:
@@ -355,6 +374,19 @@ def test_arrays_elsewhere_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         lstm(**arrays)
 
 
+RUNNING = jax.errors.JaxRuntimeError, ValueError  # as which JAX lets an error in a program come out
+
+
+@pytest.mark.skipif(len(RUNNABLE) < 2, reason="needs another instruction set")
+def test_a_gradient_for_another_instruction_set_is_refused() -> None:
+    arrays, step = arrays_of(), jax.jit(jax.grad(loss_of(lstm)))
+    fastlstm.set_isa(RUNNABLE[0])
+    jax.block_until_ready(step(arrays))
+    fastlstm.set_isa(RUNNABLE[1])
+    with pytest.raises(RUNNING, match=f"for {RUNNABLE[0]}, but {RUNNABLE[1]} is active"):
+        jax.block_until_ready(step(arrays))
+
+
 @pytest.mark.parametrize(
     ("wrong", "text"),
     [
@@ -364,7 +396,7 @@ def test_arrays_elsewhere_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_refused_when_it_runs(wrong: dict[str, Any], text: str) -> None:
     arrays = arrays_of()
-    with pytest.raises(jax.errors.JaxRuntimeError, match=text):
+    with pytest.raises(RUNNING, match=text):
         jax.block_until_ready(jax.jit(lambda marks: lstm(**arrays, **marks))(wrong))
 
 

@@ -14,12 +14,12 @@ template <class T>
 struct LayerTape {
   LayerTape() = default;
   // n: the most steps that it is to hold.
-  LayerTape(const Panels<T>& panels, int64_t n, int64_t B)
-      : operands(size_product(n + 1, B, panels.layout.operand_stride)),
-        c(size_product(n + 1, B, panels.layout.units)),
-        gates(size_product(n, B, panels.layout.columns)),
-        sums(panels.normalised() ? size_product(n, B, 2, panels.layout.columns) : 0),
-        inverses(panels.normalised() ? size_product(n, B, 2) : 0) {}
+  LayerTape(const Panels<T>& panels, int64_t n, int64_t B, Lent* lent = nullptr)
+      : operands(size_product(n + 1, B, panels.layout.operand_stride), lent),
+        c(size_product(n + 1, B, panels.layout.units), lent),
+        gates(size_product(n, B, panels.layout.columns), lent),
+        sums(panels.normalised() ? size_product(n, B, 2, panels.layout.columns) : 0, lent),
+        inverses(panels.normalised() ? size_product(n, B, 2) : 0, lent) {}
 
   Range steps;         // that it holds; [0] is the first of them
   Buffer<T> operands;  // [n+1,B,operand_stride] rows [x_s | h_{s-1}]: exactly what the product saw

@@ -62,6 +62,8 @@ struct NetworkTape {
 
   // Room for all of it. every: the fewest steps of a segment, 0 for one segment, kAutomatic for sqrt(T).
   void allocate(const Network<T>& network, int64_t every, bool with_h0, bool with_c0);
+  // The same for one segment, in memory in which a forward has left it or will: no other part of a tape cannot be made anew.
+  void place(const Network<T>& network, Lent& lent);
   // Of that, segments and checkpoints.
   void split(const Network<T>& network, const Timelines& walks, int64_t every);
   Draws draws(int64_t layer, int64_t direction) const {

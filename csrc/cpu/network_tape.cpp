@@ -46,6 +46,17 @@ void NetworkTape<T>::allocate(const Network<T>& network, int64_t every, bool wit
 }
 
 template <class T>
+void NetworkTape<T>::place(const Network<T>& network, Lent& lent) {
+  training = true;
+  split(network, *timelines, 0);
+  const int64_t D = network.directions();
+  for (int64_t i = 0; i < network.layers() * D; ++i) {
+    layers.emplace_back(network.panels(i / D, i % D), T_, B, &lent);
+    layers.back().steps = segments[i % D][0];
+  }
+}
+
+template <class T>
 T* NetworkTape<T>::checkpoint(const Network<T>& network, int64_t index, std::size_t segment) const {
   const int64_t size = B * state_size(network.shape(0), network.panels(0, 0).layout);
   return checkpoints[std::size_t(index)].data() + int64_t(segment - 1) * size;

@@ -4,6 +4,7 @@
 #include <memory>
 #include <stdexcept>
 #include <string>
+#include <utility>
 
 namespace fastlstm {
 
@@ -31,12 +32,34 @@ void* allocate_pages(int64_t bytes);
 void free_pages(void* pages) noexcept;
 void release_pages() noexcept;  // gives back what is kept
 
+// The caller's memory, of which buffers take a part each, one after the other; of none, how much they would take is counted.
+class Lent {
+ public:
+  static constexpr int64_t kAlignment = 64;  // the widest vector
+
+  Lent() = default;
+  explicit Lent(void* memory) : next_(static_cast<char*>(memory)) {}
+  void* take(int64_t bytes) {
+    const int64_t whole = round_up(bytes, kPage);
+    used_ += whole;
+    return next_ ? std::exchange(next_, next_ + whole) : nullptr;
+  }
+  int64_t used() const { return used_ + kPage; }  // tiles may read past the end
+
+ private:
+  static constexpr int64_t kPage = 4096;
+  char* next_ = nullptr;
+  int64_t used_ = 0;
+};
+
 // An uninitialised array on a page of its own, so that threads' parts never share lines that a prefetcher would steal.
 template <class T>
 class Buffer {
  public:
   Buffer() = default;
-  explicit Buffer(int64_t size) : data_(static_cast<T*>(allocate_pages(size_product(size, sizeof(T))))), size_(size) {}
+  // lent: where it lies instead of in memory of its own; null: nowhere.
+  explicit Buffer(int64_t size, Lent* lent = nullptr)
+      : data_(at(size_product(size, sizeof(T)), lent), Free{!lent}), size_(size) {}
 
   T* data() const { return data_.get(); }
   int64_t size() const { return size_; }
@@ -44,8 +67,12 @@ class Buffer {
   explicit operator bool() const { return data_ != nullptr; }
 
  private:
+  static T* at(int64_t bytes, Lent* lent) { return static_cast<T*>(lent ? lent->take(bytes) : allocate_pages(bytes)); }
   struct Free {
-    void operator()(T* p) const { free_pages(p); }
+    bool own = true;
+    void operator()(T* p) const {
+      if (own) free_pages(p);
+    }
   };
   std::unique_ptr<T, Free> data_;
   int64_t size_ = 0;

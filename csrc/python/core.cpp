@@ -48,8 +48,63 @@ struct ForwardOptions {
   int64_t checkpoint_every;
   double dropout;
   uint64_t dropout_seed, dropout_call, dropout_step;
-  py::object threads, out;
+  py::object threads, out, memory;
 };
+
+// What the tape of one segment takes of the caller's memory.
+template <class T>
+int64_t tape_bytes_of(const Network<T>& network, int64_t T_, int64_t B) {
+  NetworkTape<T> tape;
+  tape.T_ = T_, tape.B = B;
+  tape.timelines = std::make_unique<Timelines>(T_, B, StepMarks{}, network.directions());
+  Lent counted;
+  tape.place(network, counted);
+  return counted.used();
+}
+
+template <class T>
+Lent lent_memory(py::handle object, const Network<T>& network, const SequenceLayout& layout) {
+  const py::array memory = numpy_array(object, "memory");
+  if (!py::isinstance<py::array_t<uint8_t, py::array::c_style>>(memory))
+    throw py::type_error("memory is no C-contiguous array of uint8: expected one");
+  expect_shape(memory, "memory", {tape_bytes_of(network, layout.T, layout.B)});
+  if (reinterpret_cast<uintptr_t>(memory.data()) % Lent::kAlignment)
+    throw py::value_error("memory begins between two lines: expected a multiple of " +
+                          std::to_string(Lent::kAlignment) + " bytes");
+  return Lent(const_cast<void*>(memory.data()));
+}
+
+// What forward keeps, before it runs or after it has: then all is in `lent` that cannot be made anew.
+template <class T>
+Tape::Of<T> kept_of(const std::shared_ptr<const Network<T>>& network, const SequenceLayout& layout,
+                    const StepMarks& marks, const ForwardOptions& options, bool with_h0, bool with_c0, Lent* lent) {
+  Tape::Of<T> kept{network, {}};
+  NetworkTape<T>& tape = kept.tape;
+  tape.timelines = std::make_unique<Timelines>(layout.T, layout.B, marks, network->directions());
+  if (!options.training) return kept;
+  if (network->panels(0, 0).cell.weight_drop > 0)
+    kept.network = network->dropped(options.dropout_seed, uint32_t(options.dropout_call));
+  tape.T_ = layout.T, tape.B = layout.B;
+  tape.dropout = {options.dropout, options.dropout_seed, uint32_t(options.dropout_call),
+                  uint32_t(options.dropout_step)};
+  if (lent)
+    tape.place(*network, *lent);
+  else
+    tape.allocate(*network, options.checkpoint_every, with_h0, with_c0);
+  return kept;
+}
+
+// The tape that a forward with `memory` left there.
+template <class T>
+std::unique_ptr<Tape> resumed(const std::shared_ptr<const Network<T>>& network, const Weights::Parts& parts,
+                              const SequenceLayout& layout, const ForwardOptions& options) {
+  const auto lengths = lengths_argument(options.lengths, layout);
+  const auto mask = marks(options.mask, "mask", layout), reset = marks(options.reset, "reset", layout);
+  Lent lent = lent_memory(options.memory, *network, layout);
+  const StepMarks marked = step_marks(lengths, mask, reset, options.repeat);
+  auto kept = kept_of(network, layout, marked, options, false, false, &lent);
+  return std::make_unique<Tape>(std::move(kept), layout, parts, options.return_sequence);
+}
 
 template <class T>
 py::tuple forward_of(const std::shared_ptr<const Network<T>>& network, const Weights::Parts& parts, py::handle x_object,
@@ -99,23 +154,17 @@ py::tuple forward_of(const std::shared_ptr<const Network<T>>& network, const Wei
   const py::object cells = wanted(options.return_cells, args.cells, H);
   const py::object gates = wanted(options.return_gates, args.gates, 4 * H);
 
-  Tape::Of<T> kept{network, {}};
-  NetworkTape<T>& tape = kept.tape;
+  const bool lends = options.training && !options.memory.is_none();
+  Lent lent = lends ? lent_memory(options.memory, *network, layout) : Lent();
+  const StepMarks marked = step_marks(lengths, mask, reset, options.repeat);
+  Tape::Of<T> kept;
   run_interruptible([&](Interrupt& interrupt) {
-    if (options.training && network->panels(0, 0).cell.weight_drop > 0)
-      kept.network = network->dropped(options.dropout_seed, uint32_t(options.dropout_call));
-    tape.timelines = std::make_unique<Timelines>(layout.T, layout.B, step_marks(lengths, mask, reset, options.repeat),
-                                                 network->directions());
-    if (options.training) {
-      tape.T_ = layout.T, tape.B = layout.B;
-      tape.dropout = {options.dropout, options.dropout_seed, uint32_t(options.dropout_call),
-                      uint32_t(options.dropout_step)};
-      tape.allocate(*network, options.checkpoint_every, h0.data, c0.data);
-    }
-    network_forward(*kept.network, args, *tape.timelines, options.training ? &tape : nullptr, threads, interrupt);
+    kept = kept_of(network, layout, marked, options, h0.data, c0.data, lends ? &lent : nullptr);
+    NetworkTape<T>* tape = options.training ? &kept.tape : nullptr;
+    network_forward(*kept.network, args, *kept.tape.timelines, tape, threads, interrupt);
   });
   py::object tape_object = py::none();
-  if (options.training)
+  if (options.training && !lends)
     tape_object = py::cast(std::make_unique<Tape>(std::move(kept), layout, parts, options.return_sequence));
   return py::make_tuple(y, py::make_tuple(h_n, c_n), cells, gates, tape_object);
 }
@@ -203,6 +252,10 @@ py::list paths(const Weights& weights, int64_t T_, int64_t B, bool training, py:
   return lines;
 }
 
+int64_t tape_bytes(const Weights& weights, int64_t T_, int64_t B) {
+  return weights.visit([&](const auto& network) { return tape_bytes_of(*network, T_, B); });
+}
+
 py::dict profile(bool on) {
   static const char* const kNames[kPhases] = {"pack", "load", "project", "recur", "cell", "weight gradients"};
   const Profile before = set_profiling(on);
@@ -285,7 +338,7 @@ PYBIND11_MODULE(_core, m) {
       [](const Weights& weights, py::object x, py::object state, py::object lengths, py::object mask, py::object reset,
          bool batch_first, bool repeat, bool return_sequence, bool return_cells, bool return_gates, bool training,
          int64_t checkpoint_every, double dropout, uint64_t dropout_seed, uint64_t dropout_call, uint64_t dropout_step,
-         py::object threads, py::object out) {
+         py::object threads, py::object out, py::object memory) {
         const ForwardOptions options{lengths,      mask,
                                      reset,        batch_first,
                                      repeat,       return_sequence,
@@ -293,14 +346,32 @@ PYBIND11_MODULE(_core, m) {
                                      training,     checkpoint_every,
                                      dropout,      dropout_seed,
                                      dropout_call, dropout_step,
-                                     threads,      out};
+                                     threads,      out,
+                                     memory};
         return weights.visit(
             [&](const auto& network) { return forward_of(network, weights.parts(), x, state, options); });
       },
       py::arg("weights"), py::arg("x"), py::arg("state"), py::arg("lengths"), py::arg("mask"), py::arg("reset"),
       py::arg("batch_first"), py::arg("repeat"), py::arg("return_sequence"), py::arg("return_cells"),
       py::arg("return_gates"), py::arg("training"), py::arg("checkpoint_every"), py::arg("dropout"),
-      py::arg("dropout_seed"), py::arg("dropout_call"), py::arg("dropout_step"), py::arg("threads"), py::arg("out"));
+      py::arg("dropout_seed"), py::arg("dropout_call"), py::arg("dropout_step"), py::arg("threads"), py::arg("out"),
+      py::arg("memory") = py::none());
+  m.def("tape_bytes", &tape_bytes, py::arg("weights"), py::arg("T"), py::arg("B"));
+  m.def(
+      "resume",
+      [](const Weights& weights, py::object memory, int64_t T_, int64_t B, bool batched, bool batch_first,
+         py::object lengths, py::object mask, py::object reset, bool repeat, bool return_sequence, double dropout,
+         uint64_t dropout_seed, uint64_t dropout_call) {
+        ForwardOptions options{};
+        options.lengths = lengths, options.mask = mask, options.reset = reset, options.memory = memory;
+        options.repeat = repeat, options.return_sequence = return_sequence, options.training = true;
+        options.dropout = dropout, options.dropout_seed = dropout_seed, options.dropout_call = dropout_call;
+        const SequenceLayout layout{T_, B, batch_first, batched};
+        return weights.visit([&](const auto& network) { return resumed(network, weights.parts(), layout, options); });
+      },
+      py::keep_alive<0, 2>(), py::arg("weights"), py::arg("memory"), py::arg("T"), py::arg("B"), py::arg("batched"),
+      py::arg("batch_first"), py::arg("lengths"), py::arg("mask"), py::arg("reset"), py::arg("repeat"),
+      py::arg("return_sequence"), py::arg("dropout"), py::arg("dropout_seed"), py::arg("dropout_call"));
   m.def(
       "backward",
       [](const Tape& tape, py::object dy, py::object dstate, py::object dcells, py::object dgates, int64_t truncate,

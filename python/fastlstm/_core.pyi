@@ -73,10 +73,32 @@ def forward(
     dropout_step: int,
     threads: int | None,
     out: NDArray[Any] | None,  # y's memory, laid out as x
+    memory: NDArray[Any] | None = ...,  # [tape_bytes] uint8 that the tape is left in instead of being returned
 ) -> tuple[
     NDArray[Any] | None, tuple[NDArray[Any], NDArray[Any]], NDArray[Any] | None, NDArray[Any] | None, Tape | None
 ]:
     """Return y [T,B,D*Hout], (h_n, c_n), cells [T,B,D*H], gates [T,B,D*4H], tape: None where not asked for."""
+
+def tape_bytes(weights: Weights, T: int, B: int) -> int:
+    """How much memory forward's tape takes: of weights of these sizes, options and dtype on this instruction set."""
+
+def resume(
+    weights: Weights,
+    memory: NDArray[Any],  # [tape_bytes] uint8 at 64 bytes, as a forward with the same arguments left it
+    T: int,
+    B: int,
+    batched: bool,
+    batch_first: bool,
+    lengths: ArrayLike | None,
+    mask: ArrayLike | None,
+    reset: ArrayLike | None,
+    repeat: bool,
+    return_sequence: bool,
+    dropout: float,
+    dropout_seed: int,
+    dropout_call: int,
+) -> Tape:
+    """Make forward's tape from the memory that it was left in, which it keeps and backward reads."""
 
 def backward(
     tape: Tape,

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from .. import _core
 from ..cells import LSTMCellOptions, check_cell_options, check_probability
 from ..functional import check_call
 from ..layouts import Layout, check_cell, check_input, enter_states
@@ -47,7 +48,7 @@ def call_and_arrays(
     dtype = shapes[0].dtype
     if dtype not in (np.float32, np.float64):
         raise TypeError(f"the weights have dtype {dtype}, expected float32 or float64")
-    layout = check_input(_shape_of(x), spec, dtype, flags["batch_first"])
+    layout = check_input(_shape_of(x), spec, dtype, flags.pop("batch_first"))
     states = _states(state, spec, layout, dtype)
     given = {name: _mark(name, mark, layout) for name, mark in marks.items() if mark is not None}
     p = check_probability("dropout", dropout)
@@ -57,6 +58,9 @@ def call_and_arrays(
     call = Call(
         spec,
         cell if draws else replace(cell, input_dropout=0.0, recurrent_dropout=0.0, weight_drop=0.0),
+        layout,
+        dtype.name,
+        _core.active_isa(),
         p if draws else 0.0,
         repeat=masked_output == "repeat",
         draws=draws,

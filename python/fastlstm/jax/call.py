@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from ..cells import LSTMCellOptions
+from ..layouts import Layout
 from ..weights import WeightSpec
 
 __all__ = ["Call"]
@@ -19,8 +18,10 @@ class Call:
 
     spec: WeightSpec
     cell: LSTMCellOptions  # that drops nothing, if nothing is drawn
+    layout: Layout
+    dtype: str
+    isa: str  # for which a tape is laid out
     dropout: float
-    batch_first: bool
     repeat: bool  # a step that does not count repeats the output before it
     return_sequence: bool
     return_cells: bool
@@ -29,8 +30,9 @@ class Call:
     threads: int | None
     has_state: bool
     marks: tuple[str, ...]  # of lengths, mask, reset and seed (high and low word, call), those that are given
-    # Of a backward call
-    grads: tuple[str, ...] = ()  # of `results`, those with a gradient that is not zero
+    keeps_tape: bool = False  # for a backward pass
+    # Of a backward pass
+    grads: tuple[str, ...] | None = None  # of forward's results, those with a gradient that is not zero
     wants_x: bool = True
     wants_weights: bool = True
 
@@ -40,27 +42,27 @@ class Call:
         return tuple(self.spec.shapes())
 
     @functools.cached_property
-    def results(self) -> tuple[str, ...]:
-        """Of forward, in order."""
-        wanted = {"y": self.return_sequence, "cells": self.return_cells, "gates": self.return_gates}
-        return tuple(name for name in ("y", "h_n", "c_n", "cells", "gates") if wanted.get(name, True))
+    def operands(self) -> tuple[str, ...]:
+        if self.grads is not None:
+            return ("tape", *self.names, *self.marks, *("d" + name for name in self.grads))
+        return ("x", *(("h0", "c0") if self.has_state else ()), *self.names, *self.marks)
 
     @functools.cached_property
-    def options(self) -> dict[str, Any]:
-        """Of these, the ones that `lstm_forward` takes."""
-        return {
-            "batch_first": self.batch_first,
-            "dropout": self.dropout,
-            "masked_output": "repeat" if self.repeat else "zero",
-            "return_sequence": self.return_sequence,
-            "return_cells": self.return_cells,
-            "return_gates": self.return_gates,
-            "threads": self.threads,
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of forward's results less the tape."""
+        spec, layout, D = self.spec, self.layout, self.spec.num_directions
+        rows = spec.num_layers * D
+        every = {
+            "y": layout.sequence(spec.output_size),
+            "h_n": layout.state(rows, spec.hidden_output),
+            "c_n": layout.state(rows, spec.hidden_size),
+            "cells": layout.sequence(D * spec.hidden_size),
+            "gates": layout.sequence(D * 4 * spec.hidden_size),
         }
+        wanted = {"y": self.return_sequence, "cells": self.return_cells, "gates": self.return_gates}
+        return {name: shape for name, shape in every.items() if wanted.get(name, True)}
 
-    def split(self, operands: Sequence[Any]) -> tuple[Any, Sequence[Any], Sequence[Any], Sequence[Any]]:
-        """x, the state's, the weights and the marks, which stand in this order."""
-        x, *others = operands
-        state = 2 * self.has_state
-        end = state + len(self.names)
-        return x, others[:state], others[state:end], others[end:]
+    @functools.cached_property
+    def results(self) -> tuple[str, ...]:
+        """Of forward."""
+        return (*self.shapes, *(("tape",) if self.keeps_tape else ()))

@@ -14,6 +14,7 @@ from ..cells import PLAIN, LSTMCellOptions
 from .arguments import call_and_arrays
 from .bridge import run
 from .call import Call
+from .host import tape_bytes
 
 __all__ = ["lstm"]
 
@@ -84,43 +85,53 @@ def lstm(
         training=training,
         threads=threads,
     )
-    found = dict(zip(call.results, _lstm(call, *arrays), strict=True))
+    found = dict(zip(call.shapes, _lstm(call, *arrays), strict=True))
     return (found.pop("y", None), (found.pop("h_n"), found.pop("c_n")), *found.values())
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _lstm(call: Call, x: Any, state: list[Any], weights: list[Any], marks: list[Any]) -> list[Any]:
-    return run("forward", call, [x, *state, *weights, *marks], _result_shapes(call, x))
+    """The results that the call names."""
+    shapes = [jax.ShapeDtypeStruct(shape, call.dtype) for shape in call.shapes.values()]
+    if call.keeps_tape:
+        shapes.append(jax.ShapeDtypeStruct((tape_bytes(call),), "uint8"))
+    return run("forward", call, [x, *state, *weights, *marks], shapes)
 
 
-@functools.partial(jax.tree_util.register_dataclass, data_fields=["inputs"], meta_fields=["wants_x", "wants_weights"])
+@functools.partial(
+    jax.tree_util.register_dataclass, data_fields=["tape", "weights", "marks"], meta_fields=["wants_x", "wants_weights"]
+)
 @dataclass(frozen=True)
 class _Kept:
     """From forward for backward."""
 
-    inputs: Any  # as those of `_lstm`
+    tape: Any  # uint8 [bytes]: it is copied where JAX copies, and goes when nothing needs it, as any array
+    weights: list[Any]
+    marks: list[Any]
     wants_x: bool
     wants_weights: bool
 
 
-def _lstm_forward(call: Call, *inputs: Any) -> tuple[list[Any], _Kept]:
+def _lstm_forward(call: Call, x: Any, state: list[Any], weights: list[Any], marks: list[Any]) -> tuple[Any, _Kept]:
     if not call.draws and (call.cell.zoneout_h or call.cell.zoneout_c):
         raise NotImplementedError(
             "training is False, but the cell has zoneout, whose expectation has no gradient here: expected True"
         )
-    leaf = {"is_leaf": lambda value: hasattr(value, "perturbed")}
-    values = jax.tree.map(lambda primal: primal.value, inputs, **leaf)
-    x, _, weights, _ = inputs
-    kept = _Kept(values, x.perturbed, any(weight.perturbed for weight in weights))
-    return _lstm(call, *values), kept
+    inputs = [x, state, weights, marks]
+    values = jax.tree.map(lambda primal: primal.value, inputs, is_leaf=lambda leaf: hasattr(leaf, "perturbed"))
+    *results, tape = _lstm(replace(call, keeps_tape=True), *values)
+    wants_weights = any(weight.perturbed for weight in weights)
+    results = [*results, tape] if call.keeps_tape else results  # as where a gradient's forward is differentiated
+    return results, _Kept(tape, weights=values[2], marks=values[3], wants_x=x.perturbed, wants_weights=wants_weights)
 
 
 def _lstm_backward(call: Call, kept: _Kept, grads: list[Any]) -> tuple[Any, ...]:
-    given = {name: grad for name, grad in zip(call.results, grads, strict=True) if not isinstance(grad, SymbolicZero)}
+    named = dict(zip(call.shapes, grads, strict=not call.keeps_tape))  # which has no gradient
+    given = {name: grad for name, grad in named.items() if not isinstance(grad, SymbolicZero)}
     one = replace(call, grads=tuple(given), wants_x=kept.wants_x, wants_weights=kept.wants_weights)
-    found = _gradients(one, list(given.values()), *kept.inputs)
-    dx = found.pop(0) if kept.wants_x else None
-    dstate = [found.pop(0) for _ in kept.inputs[1]]
+    found = _gradients(one, kept.tape, kept.weights, kept.marks, list(given.values()))
+    dx = found.pop(0) if one.wants_x else None
+    dstate = [found.pop(0) for _ in range(2 * one.has_state)]
     return dx, dstate, found or None, None
 
 
@@ -128,11 +139,13 @@ _lstm.defvjp(_lstm_forward, _lstm_backward, symbolic_zeros=True)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _gradients(call: Call, grads: list[Any], x: Any, state: list[Any], weights: list[Any], marks: list[Any]) -> Any:
-    """Of x if wanted, of the state, of the weights if wanted."""
-    like = [x] * call.wants_x + list(state) + list(weights) * call.wants_weights
-    shapes = [jax.ShapeDtypeStruct(array.shape, array.dtype) for array in like]
-    return run("backward", call, [x, *state, *weights, *marks, *grads], shapes)
+def _gradients(call: Call, tape: Any, weights: list[Any], marks: list[Any], grads: list[Any]) -> list[Any]:
+    """Of x if wanted, of the state if it was given, of the weights if wanted."""
+    shapes = [call.layout.sequence(call.spec.x_size)] * call.wants_x
+    shapes += [call.shapes[name] for name in ("h_n", "c_n")] * call.has_state
+    shapes += list(call.spec.shapes().values()) * call.wants_weights
+    like = [jax.ShapeDtypeStruct(shape, call.dtype) for shape in shapes]
+    return run("backward", call, [tape, *weights, *marks, *grads], like)
 
 
 def _refuse(*_: Any) -> Any:
@@ -140,17 +153,3 @@ def _refuse(*_: Any) -> Any:
 
 
 _gradients.defvjp(lambda call, *inputs: (_gradients(call, *inputs), None), _refuse)
-
-
-def _result_shapes(call: Call, x: Any) -> list[jax.ShapeDtypeStruct]:
-    spec = call.spec
-    rows, D = spec.num_layers * spec.num_directions, spec.num_directions
-    batch = () if x.ndim == 2 else x.shape[:1] if call.batch_first else x.shape[1:2]
-    shapes = {
-        "y": (*x.shape[:-1], spec.output_size),
-        "h_n": (rows, *batch, spec.hidden_output),
-        "c_n": (rows, *batch, spec.hidden_size),
-        "cells": (*x.shape[:-1], D * spec.hidden_size),
-        "gates": (*x.shape[:-1], D * 4 * spec.hidden_size),
-    }
-    return [jax.ShapeDtypeStruct(shapes[name], x.dtype) for name in call.results]
