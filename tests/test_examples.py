@@ -27,7 +27,8 @@ def example(name: str) -> ModuleType:
 
 
 PAGES = sorted((EXAMPLES.parent / "docs").glob("*.md"))
-NEEDS = {"onnx": ("onnx",), "sklearn": ("sklearn",), "torch": ("torch",)}  # packages, of the pages of faces
+# Packages, of the pages of faces
+NEEDS = {"jax": ("jax",), "onnx": ("onnx",), "sklearn": ("sklearn",), "torch": ("torch",)}
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if page.stem != "gpu"], ids=lambda page: page.stem)

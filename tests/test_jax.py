@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import sys
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -407,6 +409,12 @@ def test_another_device_is_refused_when_it_runs() -> None:
 
     with pytest.raises(RuntimeError, match="expected the CPU"):
         bridge._arrays([Buffer()])
+
+
+def test_a_jax_without_the_callback_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "jax.experimental.buffer_callback", None)
+    with pytest.raises(ImportError, match=r"needs jax\.experimental\.buffer_callback, which JAX .* has not"):
+        importlib.reload(bridge)
 
 
 def test_higher_derivatives_are_refused() -> None:
