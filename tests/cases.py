@@ -49,6 +49,8 @@ TOLERANCE = {
     "times NumPy, sLSTM": 2,
     # Its sigmoid and tanh are polynomials good to some 1e-7 absolute, and their errors go round the recurrence.
     "onnxruntime": 5e-6,
+    # Keras's own float32 is further off than ours; measured up to 4.7e-6, in a gradient of h0 whose terms cancel.
+    "beside Keras": 1e-5,
     # An h within rounding of the middle between two levels may go either way: one level of one term, 3e-5 / sqrt(H).
     "a level that rounds the other way": 1e-5,
 }

@@ -85,6 +85,14 @@ def test_a_variant_departs_from_the_textbook_in_forward_and_backward(variant: st
     assert (found["dweight_hh_l1"] != plain["dweight_hh_l1"]).any()
 
 
+def test_masks_by_gate_of_nothing_change_nothing(isa: str, dtype: str) -> None:
+    """As where a cell with such masks takes gradients in inference."""
+    case = next(case for case in SHAPES if case.name == "in_every_way")
+    problem = problem_of(variant_of("gates_of_the_textbook", case)).astype(dtype)
+    by_gate = replace(problem, options=problem.options | {"cell": LSTMCellOptions(dropout_per_gate=True)})
+    assert_same_bits(solve(by_gate), solve(problem))
+
+
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_nothing_is_so_small_that_it_is_not_seen(variant: str) -> None:
     # A gradient of zeros would agree with any that are left out; what does not count is zero by what its name says.

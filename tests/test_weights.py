@@ -5,6 +5,8 @@ import math
 import numpy as np
 import pytest
 
+from fastlstm import _core
+from fastlstm.functional import lstm_forward
 from fastlstm.weights import WeightSpec, check_array, check_weights, initial_weights
 
 SPECS = [
@@ -177,3 +179,19 @@ def test_forget_bias_stands_on_every_layer_and_direction():
 def test_forget_bias_needs_a_bias():
     with pytest.raises(ValueError, match=r"forget_bias is 1\.0, but bias is False"):
         initial_weights(WeightSpec(3, 4, bias=False), dtype=np.float64, rng=np.random.default_rng(0), forget_bias=1.0)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 7), (5, 1), (8, 12), (33, 17), (64, 128)])
+def test_matrices_are_transposed(isa: str, dtype: str, shape: tuple[int, int]) -> None:
+    array = np.random.default_rng(0).standard_normal(shape).astype(dtype)
+    found = _core.transposed(array)
+    assert found.flags.c_contiguous and np.array_equal(found, array.T)
+    assert np.array_equal(_core.transposed(array.T), array)
+
+
+def test_weights_may_be_transposed(isa: str, dtype: str) -> None:
+    """As Keras's are, in whose order NumPy copies slowly."""
+    weights = initial_weights(WeightSpec(5, 7), dtype=np.dtype(dtype), rng=np.random.default_rng(0), forget_bias=None)
+    turned = {name: np.ascontiguousarray(array.T).T for name, array in weights.items()}
+    x = np.random.default_rng(1).standard_normal((6, 3, 5)).astype(dtype)
+    assert np.array_equal(lstm_forward(x, turned)[0], lstm_forward(x, weights)[0])

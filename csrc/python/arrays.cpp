@@ -71,6 +71,8 @@ std::string shape_text(const std::vector<int64_t>& shape) {
 
 std::string shape_text(const py::array& array) { return shape_text({array.shape(), array.shape() + array.ndim()}); }
 
+bool is_contiguous(const py::array& array) { return (array.flags() & py::array::c_style) && aligned(array); }
+
 py::array contiguous(const py::array& array) {
   auto copy = py::array::ensure(array, py::array::c_style);
   if (!copy || !aligned(copy)) copy = array.attr("copy")().cast<py::array>();

@@ -23,6 +23,7 @@ py::array numpy_array(py::handle object, const std::string& name);
 
 // The array itself, or an aligned copy in C order.
 py::array contiguous(const py::array& array);
+bool is_contiguous(const py::array& array);
 
 template <class T>
 const char* dtype_name();

@@ -42,7 +42,8 @@ CellOptions cell_options(py::handle object) {
   cell.zoneout_c = number("zoneout_c");
   cell.input_dropout = number("input_dropout");
   cell.recurrent_dropout = number("recurrent_dropout");
-  cell.dropout_per_gate = flag("dropout_per_gate");
+  // The weights are packed for masks by gate, which need some.
+  cell.dropout_per_gate = flag("dropout_per_gate") && (cell.input_dropout > 0 || cell.recurrent_dropout > 0);
   cell.weight_drop = number("weight_drop");
   return cell;
 }

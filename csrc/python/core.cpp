@@ -278,6 +278,14 @@ py::array sweep(const std::string& name, py::handle object, double alpha, double
   });
 }
 
+py::array transposed(py::handle object) {
+  const py::array array = contiguous(numpy_array(object, "array"));
+  if (array.ndim() != 2) throw py::value_error("array has shape " + shape_text(array) + ": expected two axes");
+  return with_element(array, "array", [&](auto element) -> py::array {
+    return transposed_copy<typename decltype(element)::type>(array);
+  });
+}
+
 py::array activation(const std::string& name, py::handle x, double alpha, double beta) {
   return sweep(name, x, alpha, beta, false);
 }
@@ -393,6 +401,7 @@ PYBIND11_MODULE(_core, m) {
   m.def("build_config", &build_config);
   m.def("paths", &paths, py::arg("weights"), py::arg("T"), py::arg("B"), py::arg("training"), py::arg("threads"));
   m.def("profile", &profile, py::arg("on"));
+  m.def("transposed", &transposed, py::arg("array"));
   m.def("activation", &activation, py::arg("name"), py::arg("x"), py::arg("alpha") = 0.0, py::arg("beta") = 0.0);
   m.def("activation_slope", &activation_slope, py::arg("name"), py::arg("y"), py::arg("alpha") = 0.0,
         py::arg("beta") = 0.0);

@@ -52,6 +52,15 @@ inline int threads_or_default(py::handle threads) {
   return asked > 0 ? asked : get_num_threads();
 }
 
+// A contiguous array of T [n,m] from one [m,n].
+template <class T>
+py::array transposed_copy(const py::array& array) {
+  const auto rows = array.shape(0), columns = array.shape(1);
+  py::array_t<T> to({columns, rows});
+  active_kernels<T>().transpose(static_cast<const T*>(array.data()), columns, rows, columns, to.mutable_data(), rows);
+  return to;
+}
+
 // What the buffers of arguments say, which must outlive it.
 inline StepMarks step_marks(const Buffer<int64_t>& lengths, const Buffer<uint8_t>& mask, const Buffer<uint8_t>& reset,
                             bool repeat) {
@@ -131,7 +140,8 @@ class Weights {
       const std::string name = "weights[" + std::to_string(next) + "]";
       py::array array = typed_array<T>(arrays[next++], name);
       expect_shape(array, name, expected);
-      keep.push_back(contiguous(array));
+      const bool turned = array.ndim() == 2 && is_contiguous(array.attr("T"));  // NumPy copies such a one slowly
+      keep.push_back(turned ? transposed_copy<T>(array.attr("T")) : contiguous(array));
       return static_cast<const T*>(keep.back().data());
     };
     for (int64_t i = 0; i < layers * directions; ++i) {
