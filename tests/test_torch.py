@@ -140,13 +140,13 @@ def test_second_derivatives_are_torchs(number: int) -> None:
 @pytest.mark.parametrize("wanted", [(a, b, c) for a in (0, 1) for b in (0, 1) for c in (0, 1)], ids=str)
 def test_only_what_is_asked_for(wanted: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[bool, bool]] = []
-    run = operators.lstm_backward
+    run = operators.backward_natively
 
-    def watched(*args: Any, want_x: bool, want_weights: bool, **options: Any) -> Any:
-        asked.append((want_x, want_weights))
-        return run(*args, want_x=want_x, want_weights=want_weights, **options)
+    def watched(*args: Any) -> Any:
+        asked.append(args[-2:])
+        return run(*args)
 
-    monkeypatch.setattr(operators, "lstm_backward", watched)
+    monkeypatch.setattr(operators, "backward_natively", watched)
     case = next(case for case in map(random_case, range(100)) if case.state and case.dtype == torch.float64)
     found = results_of(case.layer(LSTM), case, tuple(map(bool, wanted)))
     assert asked == [(bool(wanted[0]), bool(wanted[2]))] * any(wanted)
@@ -217,17 +217,15 @@ def test_nothing_is_copied(monkeypatch: pytest.MonkeyPatch) -> None:
     addresses: list[int] = []
 
     def watched(function: Any) -> Any:
-        def call(first: Any, *args: Any, **options: Any) -> Any:
-            results = function(first, *args, **options)
-            found = torch.utils._pytree.tree_leaves((first, args, results))
+        def call(*args: Any) -> Any:
+            results = function(*args)
+            found = torch.utils._pytree.tree_leaves((args, results))
             addresses.extend(array.ctypes.data for array in found if isinstance(array, np.ndarray))
-            if isinstance(results, fastlstm.Gradients):
-                addresses.extend(array.ctypes.data for array in (results.x, *results.weights.values()))
             return results
 
         return call
 
-    for name in ("lstm_forward", "lstm_backward"):
+    for name in ("forward_natively", "backward_natively"):
         monkeypatch.setattr(operators, name, watched(getattr(operators, name)))
     layer, dy = LSTM(3, 5, batch_first=True), torch.randn(2, 4, 5)
     x, *state = torch.randn(4, 2, 3).transpose(0, 1).requires_grad_(), torch.randn(1, 2, 5), torch.randn(1, 2, 5)

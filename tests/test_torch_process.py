@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import select
@@ -61,15 +62,12 @@ def test_threads_are_torchs(threads: int, monkeypatch: pytest.MonkeyPatch) -> No
     given: list[Any] = []
 
     def watched(function: Any) -> Any:
-        def call(*args: Any, **options: Any) -> Any:
-            given.append(options["threads"])
-            return function(*args, **options)
+        place = list(inspect.signature(function).parameters).index("threads")
+        return lambda *args: (given.append(args[place]), function(*args))[1]
 
-        return call
-
-    for name in ("lstm_forward", "lstm_backward"):
+    for name in ("forward_natively", "backward_natively"):
         monkeypatch.setattr(operators, name, watched(getattr(operators, name)))
-    monkeypatch.setattr(packs.PackedWeights, "of", watched(packs.PackedWeights.of))
+    monkeypatch.setattr(packs, "_pack", watched(packs._pack))
     torch.set_num_threads(threads)
     fastlstm.set_num_threads(3 - threads)
     layer, x = LSTM(3, 5), torch.randn(4, 2, 3)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import gc
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -127,25 +128,50 @@ def test_every_change_is_seen(change: str, mode: Any) -> None:
 
 def test_a_pack_is_used_again_and_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
     packed: list[None] = []
-    monkeypatch.setattr(packs, "packed", lambda *args: (packed.append(None), packs_packed(*args))[1])
-    layer, x, kept = LSTM(3, 5), torch.randn(4, 2, 3), len(packs._PACKS)
+    monkeypatch.setattr(packs, "_pack", lambda *args: (packed.append(None), packs_pack(*args))[1])
+    layer, x, kept = LSTM(3, 5), torch.randn(4, 2, 3), len(packs._LOANS)
     with torch.no_grad():
         for _ in range(3):
             layer(x)
-        assert len(packed) == 1 and len(packs._PACKS) == kept + 1
+        assert len(packed) == 1 and len(packs._LOANS) == kept + 1
         layer.train()
         layer(x)
         assert len(packed) == 2
     layer(x)
+    assert len(packed) == 3  # a training call packs for itself
     with torch.no_grad():
         layer(x)
-    assert len(packed) == 2  # the training call packs for itself
+    assert len(packed) == 3
     del layer
     gc.collect()
-    assert len(packs._PACKS) == kept
+    assert len(packs._LOANS) == kept
 
 
-packs_packed = packs.packed
+packs_pack = packs._pack
+
+
+def test_memory_is_not_held_for_the_next_call() -> None:
+    """Not by a loan, when the weights have moved elsewhere."""
+    layer, x = LSTM(3, 5), torch.randn(4, 2, 3)
+    layer(x)
+    with torch.no_grad():
+        layer(x)
+    memory = weakref.ref(layer.weight_hh_l0.untyped_storage())
+    layer.weight_hh_l0.data = layer.weight_hh_l0.data.clone()
+    assert memory() is None
+    assert_fresh(layer, x)
+
+
+def test_weights_of_other_numbers_and_signs_in_the_same_place() -> None:
+    layer, x, numbers = LSTM(3, 5), torch.randn(4, 2, 3), torch.randn(20, 5, dtype=torch.complex64)
+    layer.weight_hh_l0.data = numbers.imag
+    before = layer(x)[0]
+    layer.weight_hh_l0.data = numbers.conj().imag
+    assert layer.weight_hh_l0.is_neg() and not torch.equal(layer(x)[0], before)
+    assert_fresh(layer, x)
+    layer.weight_hh_l0.requires_grad_(False).data = numbers.imag.view(torch.int32)
+    with pytest.raises(TypeError, match="weight_hh_l0 has dtype int32"):
+        layer(x)
 
 
 def test_training_calls_pack_each_time() -> None:

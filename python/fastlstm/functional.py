@@ -65,6 +65,13 @@ class PackedWeights:
         """
         spec, arrays = checked_arrays(weights, spec)
         check_cell(spec, check_cell_options(cell))
+        return cls.of_checked(arrays, spec, cell, storage, threads)
+
+    @classmethod
+    def of_checked(
+        cls, arrays: list[np.ndarray], spec: WeightSpec, cell: LSTMCellOptions, storage: str, threads: int | None
+    ) -> PackedWeights:
+        """Pack what `checked_arrays` gave."""
         sizes = (spec.input_size, spec.hidden_size, spec.num_layers, spec.num_directions, spec.proj_size)
         parts = (spec.bias, spec.peepholes, spec.layer_norm)
         return cls(spec, cell, _core.Weights(arrays, *sizes, *parts, cell, storage, threads))
@@ -223,12 +230,33 @@ def lstm_forward(
         out,
     )
     if _VERBOSE:
-        T, B, *_ = (*x.shape[:-1], 1)  # unbatched: one row
-        T, B = (B, T) if batch_first and x.ndim == 3 else (T, B)
-        for line in packed.paths(T, B, training=training, threads=threads):
-            print(f"fastlstm {packed.native.isa} {packed.native.dtype} T={T} B={B}: {line}", file=sys.stderr)
+        _print_paths(packed, x, batch_first, training, threads)
     result = Tape(packed.spec, tape) if tape is not None else None
     return (y, (h_n, c_n), *([cells] if return_cells else []), *([gates] if return_gates else []), result)
+
+
+def forward_natively(
+    packed: PackedWeights,
+    x: np.ndarray,
+    state: tuple[np.ndarray, np.ndarray] | None,
+    marks: Any,  # lengths, mask, reset
+    options: Any,  # the flags from batch_first to training, then checkpoint_every
+    random: Any,  # dropout, then its seed, call and step
+    threads: int | None,
+) -> tuple[Any, ...]:
+    """`lstm_forward` on the CPU less its checks: y, (h_n, c_n), cells, gates, tape, each None if not asked for."""
+    arguments: tuple[Any, ...] = (x, state, *marks, *options, *random, threads, None)
+    *results, tape = _core.forward(packed.native, *arguments)
+    if _VERBOSE:
+        _print_paths(packed, x, options[0], options[-2], threads)
+    return *results, None if tape is None else Tape(packed.spec, tape)
+
+
+def _print_paths(packed: PackedWeights, x: np.ndarray, batch_first: bool, training: bool, threads: int | None) -> None:
+    T, B, *_ = (*x.shape[:-1], 1)  # unbatched: one row
+    T, B = (B, T) if batch_first and x.ndim == 3 else (T, B)
+    for line in packed.paths(T, B, training=training, threads=threads):
+        print(f"fastlstm {packed.native.isa} {packed.native.dtype} T={T} B={B}: {line}", file=sys.stderr)
 
 
 def check_call(masked_output: str, **flags: object) -> None:
@@ -305,6 +333,18 @@ def lstm_backward(
     every = check_truncate(truncate)
     dx, dstate0, dw = _core.backward(tape.native, dy, dstate, dcells, dgates, every, threads, want_x, want_weights)
     return Gradients(dx, dstate0, dict(zip(tape.spec.shapes(), dw, strict=True)) if want_weights else {})
+
+
+def backward_natively(
+    tape: Tape,
+    given: Any,  # dy, (dh_n, dc_n), dcells, dgates
+    threads: int | None,
+    want_x: bool,
+    want_weights: bool,
+) -> tuple[np.ndarray | None, tuple[np.ndarray, np.ndarray], list[np.ndarray]]:
+    """`lstm_backward` on the CPU less its checks; the weights' gradients are in torch's order."""
+    dy, dstate, dcells, dgates = given
+    return _core.backward(tape.native, dy, dstate, dcells, dgates, 0, threads, want_x, want_weights)
 
 
 def _integer(name: str, number: object) -> int:

@@ -8,10 +8,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch.autograd import forward_ad
 
 from .equations import first_order, second_order
-from .operators import Tensors, backward, forward, is_plain
+from .modes import applied_plainly, in_forward_mode, is_batched, is_plain, is_transformed
+from .operators import Tensors, backward, forward, run_forward
 
 __all__ = ["is_differentiated", "lstm"]
 
@@ -19,19 +19,17 @@ __all__ = ["is_differentiated", "lstm"]
 def lstm(x: torch.Tensor, state: Tensors, weights: Tensors, marks: list[torch.Tensor | None], options: str) -> Any:
     """The results of `fastlstm::lstm_forward` less the tape. options: a call's text without its last flag."""
     if is_differentiated(x, state, weights):
-        apply = _apply_plainly if is_plain(x, *state, *weights) else _Forward.apply
-        return apply(options + "|True", len(state), len(weights), x, *state, *weights, *marks)[:-1]
+        inputs = (options + "|True", len(state), len(weights), x, *state, *weights, *marks)
+        return _apply_plainly(*inputs) if is_plain(x, *state, *weights) else _Forward.apply(*inputs)[:-1]
     return forward(x, state, weights, marks, options + "|False")
 
 
 def is_differentiated(x: torch.Tensor, state: Tensors, weights: Tensors) -> bool:
-    if forward_ad._current_level >= 0:
-        return True  # `_Forward` refuses to; an operator would lose the tangents
-    if not torch.is_grad_enabled():
-        return False
-    if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
-        return True  # inside `vmap` a tensor does not say whether it requires a gradient
-    return x.requires_grad or any(tensor.requires_grad for tensor in (*weights, *state))
+    """In forward mode, too: `_Forward` refuses it, where an operator would lose the tangents."""
+    graph = torch.is_grad_enabled()
+    if graph and (x.requires_grad or any(tensor.requires_grad for tensor in (*weights, *state))):
+        return True
+    return in_forward_mode() or (graph and is_transformed())
 
 
 class _Forward(torch.autograd.Function):
@@ -55,33 +53,26 @@ class _Forward(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Any, ...]:
-        text, states, weights = ctx.call
-        tape, *inputs = ctx.saved_tensors
-        needs = ctx.needs_input_grad[3:]
-        if any(map(_is_batched, grads)):
-            return (None, None, None, *first_order(text, states, weights, inputs, needs, grads[:-1]))
-        end = 1 + states + weights
-        wants = wants_x, wants_weights = needs[0], any(needs[1 + states : end])
-        if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # which takes no second derivatives
-            found = _Backward.apply(text, states, weights, wants, len(grads) - 1, tape, *grads[:-1], *inputs)
-        else:
-            x, state, arrays, marks = inputs[0], inputs[1 : 1 + states], inputs[1 + states : end], inputs[end:]
-            found = backward(grads[:-1], tape, wants_x, wants_weights, x, state, arrays, marks, text)
-        dx = found[:1] if wants_x else (None,)
-        dstate = found[wants_x : wants_x + states]
-        dweights = found[wants_x + states :] if wants_weights else (None,) * weights
-        return (None, None, None, *dx, *dstate, *dweights, *(None,) * (len(inputs) - end))
+        return _gradients(ctx, grads[:-1])
 
 
-def _is_batched(grad: torch.Tensor | None) -> bool:
-    """By `torch.autograd.grad(is_grads_batched=True)`, whose older `vmap` knows no rules of operators."""
-    if grad is None or torch.compiler.is_compiling():
-        return False
-    batched: bool = torch._C._dispatch_keys(grad).has(_BATCHED)
-    return batched
-
-
-_BATCHED = torch._C._dispatch_key_parse("Batched")
+def _gradients(ctx: Any, grads: tuple[torch.Tensor | None, ...]) -> tuple[Any, ...]:
+    text, states, weights = ctx.call
+    tape, *inputs = ctx.saved_tensors
+    needs = ctx.needs_input_grad[3:]
+    if any(map(is_batched, grads)):
+        return (None, None, None, *first_order(text, states, weights, inputs, needs, grads))
+    end = 1 + states + weights
+    wants = wants_x, wants_weights = needs[0], any(needs[1 + states : end])
+    if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # which takes no second derivatives
+        found = _Backward.apply(text, states, weights, wants, len(grads), tape, *grads, *inputs)
+    else:
+        x, state, arrays, marks = inputs[0], inputs[1 : 1 + states], inputs[1 + states : end], inputs[end:]
+        found = backward(grads, tape, wants_x, wants_weights, x, state, arrays, marks, text)
+    dx = found[:1] if wants_x else (None,)
+    dstate = found[wants_x : wants_x + states]
+    dweights = found[wants_x + states :] if wants_weights else (None,) * weights
+    return (None, None, None, *dx, *dstate, *dweights, *(None,) * (len(inputs) - end))
 
 
 class _Backward(torch.autograd.Function):
@@ -110,5 +101,22 @@ class _Backward(torch.autograd.Function):
         return (None, None, None, None, None, None, *found)
 
 
-# What `apply` does after it has sought out defaults of arguments and transformations, which takes 10 microseconds.
-_apply_plainly = super(torch.autograd.Function, _Forward).apply
+class _Plain(torch.autograd.Function):
+    """`_Forward` where nothing looks on, with less of torch's machinery, which takes longer than a small step."""
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> tuple[torch.Tensor, ...]:
+        text, states, weights, x, *tensors = inputs
+        end = states + weights
+        *results, tape = run_forward(x, tensors[:states], tensors[states:end], tensors[end:], text)
+        ctx.call = text, states, weights
+        ctx.save_for_backward(tape, x, *tensors)
+        ctx.set_materialize_grads(False)
+        return tuple(results)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Any, ...]:
+        return _gradients(ctx, grads)
+
+
+_apply_plainly = applied_plainly(_Plain)

@@ -33,16 +33,25 @@ class Call:
         """Of the weights, in torch's order."""
         return tuple(self.spec.shapes())
 
+    @property
+    def is_training(self) -> bool:
+        return self.draws or self.keeps_tape
+
+    @functools.cached_property
+    def native(self) -> tuple[bool | int, ...]:
+        """Of these, the options that `forward_natively` takes; every step is kept."""
+        return self.batch_first, self.repeat, True, self.return_cells, self.return_gates, self.is_training, 0
+
     @functools.cached_property
     def options(self) -> dict[str, Any]:
-        """Of these, the ones that `lstm_forward` takes."""
+        """The same for `lstm_forward`."""
         return {
             "batch_first": self.batch_first,
             "dropout": self.dropout,
             "masked_output": "repeat" if self.repeat else "zero",
             "return_cells": self.return_cells,
             "return_gates": self.return_gates,
-            "training": self.draws or self.keeps_tape,
+            "training": self.is_training,
         }
 
 

@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
-from ..device_forward import DeviceTape
-from ..functional import Tape, lstm_backward, lstm_forward
+from ..functional import Tape, backward_natively, forward_natively, lstm_backward, lstm_forward
 from .call import Call, call_of
+from .modes import is_plain, register_vmap
 from .packs import array_of, kept, packed
 from .tapes import stacked, tape_of, tensor_of
 
-__all__ = ["backward", "forward", "is_plain", "ops"]
+__all__ = ["backward", "forward", "ops", "run_forward"]
 
 # x [T,B,I], [B,T,I] if batch_first, [T,I]; state: h0 [L*D,B,Hout] and c0 [L*D,B,H], or none; weights in torch's order;
 # marks: lengths [B], mask and reset as x without I, seed [], or nothing for none of them
@@ -34,7 +34,7 @@ Tensors = list[torch.Tensor]
 
 def forward(x: torch.Tensor, state: Tensors, weights: Tensors, marks: list[torch.Tensor | None], text: str) -> Tensors:
     """The operator, or where nothing looks on, what it runs: to dispatch takes as long as a small step."""
-    run = _forward if is_plain(x, *state, *weights) else ops.lstm_forward
+    run = run_forward if is_plain(x, *state, *weights) else ops.lstm_forward
     results: Tensors = run(x, state, weights, marks, text)
     return results
 
@@ -54,45 +54,33 @@ def backward(
     return results
 
 
-def is_plain(x: torch.Tensor, *others: torch.Tensor | None) -> bool:
-    """Whether no compiler, tracer, transformation, mode or profiler looks on, and no tensor has ways of its own."""
-    return (
-        not torch.compiler.is_compiling()
-        and (x.is_cpu or x.is_cuda)
-        and _PLAIN.issuperset(map(type, (x, *others)))
-        and not torch._C._are_functorch_transforms_active()
-        and not torch._C._len_torch_dispatch_stack()
-        and not torch._C._is_tracing()
-        and not torch.autograd._profiler_enabled()
-    )
-
-
-_PLAIN = frozenset((torch.Tensor, torch.nn.Parameter, type(None)))
-
-
-def _forward(x: torch.Tensor, state: Tensors, weights: Tensors, marks: list[torch.Tensor | None], text: str) -> Tensors:
+def run_forward(
+    x: torch.Tensor, state: Tensors, weights: Tensors, marks: list[torch.Tensor | None], text: str
+) -> Tensors:
     call = call_of(text)
-    (y, (h_n, c_n), *more), tape = _run(x, state, weights, marks, call)
-    results = _tensors_of(x, (y, h_n, c_n, *more))
+    results, tape = _run(x, state, weights, marks, call)
+    tensors = _tensors_of(x, results)
     if call.keeps_tape:
-        results.append(tensor_of(tape))
-    return results
+        tensors.append(tensor_of(tape))
+    return tensors
 
 
 def _run(
     x: torch.Tensor, state: Tensors, weights: Tensors, marks: list[torch.Tensor | None], call: Call
 ) -> tuple[list[Any], Any]:
-    """The results, and the tape."""
-    threads = torch.get_num_threads() if x.is_cpu else None
-    options = call.options
-    weigh = packed if options["training"] else kept
-    if marks:
-        lengths, mask, reset, seed = (None if mark is None else array_of(mark) for mark in marks)
-        dropout_seed = None if seed is None else int(seed)
-        options = options | {"lengths": lengths, "mask": mask, "reset": reset, "dropout_seed": dropout_seed}
-    given = (array_of(state[0]), array_of(state[1])) if state else None
-    *results, tape = lstm_forward(array_of(x), weigh(weights, call, threads), given, threads=threads, **options)
-    return results, tape
+    """The results as arrays, and the tape."""
+    lengths, mask, reset, drawn = map(_array_or_none, marks) if marks else (None,) * 4
+    seed = 0 if drawn is None else int(drawn)
+    initial = (array_of(state[0]), array_of(state[1])) if state else None
+    weigh, array = packed if call.is_training else kept, array_of(x)
+    if x.is_cpu:
+        threads, marked, random = torch.get_num_threads(), (lengths, mask, reset), (call.dropout, seed, 0, 0)
+        pack: Any = weigh(weights, call, threads)
+        y, ends, *others, tape = forward_natively(pack, array, initial, marked, call.native, random, threads)
+        return [y, *ends, *(other for other in others if other is not None)], tape
+    options: dict[str, Any] = {"lengths": lengths, "mask": mask, "reset": reset, "dropout_seed": seed, **call.options}
+    y, ends, *others, tape = lstm_forward(array, weigh(weights, call, None), initial, **options)
+    return [y, *ends, *others], tape
 
 
 def _backward(
@@ -100,23 +88,24 @@ def _backward(
 ) -> Tensors:
     x, state, weights, marks, text = inputs
     call = call_of(text)
-    held: Tape | DeviceTape | None = tape_of(tape)
+    held: Any = tape_of(tape)
     if held is None:
         _, held = _run(x, state, weights, marks, call)
-    dy, dh_n, dc_n, *more = (None if grad is None else array_of(grad) for grad in grads)
+    dy, dh_n, dc_n, *more = map(_array_or_none, grads)
     dcells = more.pop(0) if call.return_cells else None
     dgates = more.pop(0) if call.return_gates else None
-    threads = torch.get_num_threads() if x.is_cpu else None
-    options: dict[str, Any] = {
-        "dcells": dcells,
-        "dgates": dgates,
-        "threads": threads,
-        "want_x": wants_x,
-        "want_weights": wants_weights,
-    }
-    found = lstm_backward(held, dy, (dh_n, dc_n), **options)
-    wanted = [found.x] * wants_x + list(found.state) * bool(state) + list(found.weights.values())
-    return _tensors_of(x, wanted)
+    if isinstance(held, Tape):
+        given = dy, (dh_n, dc_n), dcells, dgates
+        dx, dstate, dweights = backward_natively(held, given, torch.get_num_threads(), wants_x, wants_weights)
+    else:
+        wanted: dict[str, Any] = {"want_x": wants_x, "want_weights": wants_weights}
+        dx, dstate, named = lstm_backward(held, dy, (dh_n, dc_n), dcells=dcells, dgates=dgates, **wanted)
+        dweights = list(named.values())
+    return _tensors_of(x, [*([dx] if wants_x else []), *(dstate if state else []), *dweights])
+
+
+def _array_or_none(tensor: torch.Tensor | None) -> Any:
+    return None if tensor is None else array_of(tensor)
 
 
 def _tensors_of(x: torch.Tensor, arrays: Iterable[Any]) -> Tensors:
@@ -162,11 +151,11 @@ def _mapped(operator: Callable[..., Tensors]) -> Any:
 
 
 for _operator, _kernel, _shapes in (
-    (ops.lstm_forward.default, _forward, _forward_shapes),
+    (ops.lstm_forward.default, run_forward, _forward_shapes),
     (ops.lstm_backward.default, _backward, _backward_shapes),
 ):
     for _device in ("CPU", "CUDA"):
         _library.impl(_operator, _kernel, _device)
     _library.impl(_operator, torch.library.fallthrough_kernel, "Autograd")  # which is `autograd`'s
     torch.library.register_fake(_operator, _shapes, lib=_library)
-    torch.library.register_vmap(_operator, _mapped(_operator), lib=_library)
+    register_vmap(_operator, _mapped(_operator), lib=_library)

@@ -17,6 +17,7 @@ import torch
 from ..config import active_isa
 from ..device_weights import DeviceWeights
 from ..functional import PackedWeights
+from ..weights import checked_arrays
 from .call import Call
 
 __all__ = ["array_of", "drop", "kept", "packed"]
@@ -26,17 +27,26 @@ SAMPLES = 64  # of each weight: to copy and compare them takes a third of a micr
 
 @dataclass
 class _Pack:
-    weights: PackedWeights | DeviceWeights
-    layer: str
+    weights: PackedWeights
     isa: str
-    first: weakref.ref[torch.Tensor]
-    identities: list[tuple[Any, ...]]
-    samples: list[np.ndarray]  # views of the weights' own memory, read only while the weights are there
+    versions: list[int]
+    samples: list[np.ndarray]
     values: list[bytes]
 
 
-# By the id of the first weight; a pack goes when that tensor does.
-_PACKS: dict[int, _Pack] = {}
+@dataclass
+class _Loan:
+    """The memory of a layer's weights as NumPy arrays, which may be read only while their places are what they were."""
+
+    layer: str
+    first: weakref.ref[torch.Tensor]
+    places: list[tuple[Any, ...]]
+    arrays: list[np.ndarray]  # checked
+    pack: _Pack | None = None
+
+
+# By the id of the first weight; a loan goes when that tensor does.
+_LOANS: dict[int, _Loan] = {}
 
 
 def array_of(tensor: torch.Tensor) -> Any:
@@ -56,7 +66,7 @@ class _Lent:
     """A tensor's memory, for NumPy. After `Tensor.numpy` torch could not free it, as sharded training does."""
 
     def __init__(self, tensor: torch.Tensor, kind: str) -> None:
-        self.tensor, size = tensor, tensor.element_size()
+        size = tensor.element_size()
         strides = tuple(stride * size for stride in tensor.stride())
         memory = {"data": (tensor.data_ptr(), False), "shape": tuple(tensor.shape), "strides": strides}
         self.__array_interface__ = {**memory, "typestr": kind, "version": 3}
@@ -67,54 +77,66 @@ _KINDS = {torch.float32: np.dtype(np.float32).str, torch.float64: np.dtype(np.fl
 
 def _array_of_weight(weight: torch.Tensor) -> Any:
     kind = _KINDS.get(weight.dtype)
-    return array_of(weight) if kind is None or not weight.is_cpu or weight.is_neg() else np.asarray(_Lent(weight, kind))
+    return array_of(weight) if kind is None or weight.is_neg() else np.asarray(_Lent(weight, kind))
 
 
 def packed(weights: list[torch.Tensor], call: Call, threads: int | None) -> PackedWeights | DeviceWeights:
     """Packed now."""
-    arrays = dict(zip(call.names, map(_array_of_weight, weights), strict=True))
     if threads is None:
-        return DeviceWeights.of(arrays, call.spec, cell=call.cell)
-    return PackedWeights.of(arrays, call.spec, cell=call.cell, threads=threads)
+        return DeviceWeights.of(dict(zip(call.names, weights, strict=True)), call.spec, cell=call.cell)
+    return _pack(_borrow(weights, call), call, threads)
 
 
 def kept(weights: list[torch.Tensor], call: Call, threads: int | None) -> PackedWeights | DeviceWeights:
     """Packed before, if the weights are as they were; else now, as always on a GPU, which a sample would wait for."""
-    pack = _PACKS.get(id(weights[0]))
-    identities = _identities(weights)
+    if threads is None or not all(weight.is_contiguous() for weight in weights):
+        return packed(weights, call, threads)
+    loan, versions = _borrow(weights, call), _versions(weights)
+    pack = loan.pack
     if (
         pack is not None
-        and pack.first() is weights[0]
-        and pack.layer == call.layer
-        and pack.identities == identities  # before the samples: their memory is still there
+        and pack.versions == versions
         and [sample.tobytes() for sample in pack.samples] == pack.values
         and pack.isa == active_isa()
     ):
         return pack.weights
-    if threads is None or not all(weight.is_contiguous() and not weight.is_neg() for weight in weights):
-        return packed(weights, call, threads)
-    samples = [_sample(weight) for weight in weights]
+    samples = [_sample(array) for array in loan.arrays]
     values = [sample.tobytes() for sample in samples]  # before packing: another thread may be writing
-    fresh, key = packed(weights, call, threads), id(weights[0])
-    first = weakref.ref(weights[0], lambda _: _PACKS.pop(key, None))
-    _PACKS[key] = _Pack(fresh, call.layer, active_isa(), first, identities, samples, values)
-    return fresh
+    loan.pack = _Pack(_pack(loan, call, threads), active_isa(), versions, samples, values)
+    return loan.pack.weights
 
 
 def drop(first: object) -> None:
     """Forget the pack of the weights of which this is the first."""
-    _PACKS.pop(id(first), None)
+    _LOANS.pop(id(first), None)
 
 
-def _identities(weights: list[torch.Tensor]) -> list[tuple[Any, ...]]:
+def _borrow(weights: list[torch.Tensor], call: Call) -> _Loan:
+    places = [(weight.data_ptr(), weight.shape, weight.stride(), weight.dtype, weight.is_neg()) for weight in weights]
+    loan = _LOANS.get(id(weights[0]))
+    if loan is not None and loan.places == places and loan.layer == call.layer and loan.first() is weights[0]:
+        return loan
+    lent = [_array_of_weight(weight) for weight in weights]
+    _, arrays = checked_arrays(dict(zip(call.names, lent, strict=True)), call.spec)
+    key = id(weights[0])
+    loan = _Loan(call.layer, weakref.ref(weights[0], lambda _: _LOANS.pop(key, None)), places, arrays)
+    if not any(weight.is_neg() for weight in weights):  # whose arrays are copies
+        _LOANS[key] = loan
+    return loan
+
+
+def _pack(loan: _Loan, call: Call, threads: int) -> PackedWeights:
+    return PackedWeights.of_checked(loan.arrays, call.spec, call.cell, "whole", threads)
+
+
+def _versions(weights: list[torch.Tensor]) -> list[int]:
     try:
-        return [(weight.data_ptr(), weight._version, weight.shape, weight.stride()) for weight in weights]
+        return [weight._version for weight in weights]
     except RuntimeError:  # of inference tensors, which have no version
-        return [(weight.data_ptr(), weight.shape, weight.stride()) for weight in weights]
+        return []
 
 
-def _sample(weight: torch.Tensor) -> np.ndarray:
-    flat = _array_of_weight(weight.detach()).reshape(-1)  # which must not keep the weight itself
+def _sample(array: np.ndarray) -> np.ndarray:
+    flat = array.reshape(-1)
     step = max(1, flat.size // SAMPLES) | 1  # odd, so that it meets other columns in each row
-    sample: np.ndarray = flat[::step]
-    return sample
+    return flat[::step]

@@ -58,5 +58,6 @@ def _carried(shape: tuple[int, ...], tapes: Sequence[AnyTape]) -> torch.Tensor:
     tensor = torch.from_numpy(carrier)
     first = tensor.data_ptr()
     carrier.addresses = range(first, first + len(tapes))
-    _TAPES.update(zip(carrier.addresses, tapes, strict=True))
+    for address, tape in enumerate(tapes, first):
+        _TAPES[address] = tape
     return tensor
