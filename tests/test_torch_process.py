@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import os
+import re
 import select
 import signal
 import subprocess
@@ -39,6 +40,20 @@ def answer_of(code: str) -> Any:
 
 def test_importing_fastlstm_does_not_import_torch() -> None:
     assert answer_of('import fastlstm, sys; print("true" if "torch" not in sys.modules else "false")')
+
+
+def test_another_torch_is_refused_at_once() -> None:
+    code = """
+import json, torch
+del torch._C._is_tracing
+try:
+    import fastlstm.torch
+except ImportError as error:
+    print(json.dumps(str(error)))
+"""
+    assert re.match(
+        r"fastlstm.torch needs torch 2\.5 or later, .* torch 2\.\d.* lacks .* '_is_tracing'", answer_of(code)
+    )
 
 
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="libraries are listed in /proc")

@@ -13,7 +13,8 @@ try:
     from torch.autograd import _profiler_enabled
     from torch.library import register_vmap  # public, since torch 2.5
 except ImportError as error:
-    raise ImportError(f"fastlstm.torch needs torch 2.5, or a later one like 2.13, got {torch.__version__}") from error
+    expected = "torch 2.5 or later, as 2.13, with which it is tested"
+    raise ImportError(f"fastlstm.torch needs {expected}: torch {torch.__version__} lacks a name, {error}") from error
 
 __all__ = ["applied_plainly", "in_forward_mode", "is_batched", "is_plain", "is_transformed", "register_vmap"]
 
