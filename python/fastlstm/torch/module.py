@@ -149,7 +149,7 @@ def _check(x: torch.Tensor, state: Any, weight: torch.Tensor) -> None:
 def _is_cast(x: torch.Tensor) -> bool:
     """To float32, as autocast is on."""
     device = "cpu" if x.is_cpu else x.device.type  # whose name takes a third of a microsecond
-    return not x.is_meta and torch.is_autocast_enabled(device) and x.dtype != torch.float64
+    return device != "meta" and torch.is_autocast_enabled(device) and x.dtype != torch.float64
 
 
 def _cast(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

@@ -76,8 +76,8 @@ def _run(
     if x.is_cpu:
         threads, marked, random = torch.get_num_threads(), (lengths, mask, reset), (call.dropout, seed, 0, 0)
         pack: Any = weigh(weights, call, threads)
-        y, ends, *others, tape = forward_natively(pack, array, initial, marked, call.native, random, threads)
-        return [y, *ends, *(other for other in others if other is not None)], tape
+        y, ends, cells, gates, tape = forward_natively(pack, array, initial, marked, call.native, random, threads)
+        return [y, *ends] + [cells] * call.return_cells + [gates] * call.return_gates, tape
     options: dict[str, Any] = {"lengths": lengths, "mask": mask, "reset": reset, "dropout_seed": seed, **call.options}
     y, ends, *others, tape = lstm_forward(array, weigh(weights, call, None), initial, **options)
     return [y, *ends, *others], tape
@@ -101,7 +101,7 @@ def _backward(
         wanted: dict[str, Any] = {"want_x": wants_x, "want_weights": wants_weights}
         dx, dstate, named = lstm_backward(held, dy, (dh_n, dc_n), dcells=dcells, dgates=dgates, **wanted)
         dweights = list(named.values())
-    return _tensors_of(x, [*([dx] if wants_x else []), *(dstate if state else []), *dweights])
+    return _tensors_of(x, [dx] * wants_x + list(dstate) * bool(state) + dweights)
 
 
 def _array_or_none(tensor: torch.Tensor | None) -> Any:
