@@ -3,6 +3,7 @@
 torch has no sure sign of a change: fused optimizers, `.data` and NumPy views write without counting `_version` up. So a
 pack is used again only if address, shape, strides and version of each weight are what they were, and a sample of its
 values, too. A write that changes no sampled value and no version is the one that goes unseen: `drop` is for it.
+Calls that keep a graph pack anew, and keep only NumPy's view of the memory, while the weights lie where they lay.
 """
 
 from __future__ import annotations
