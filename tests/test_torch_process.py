@@ -56,6 +56,20 @@ except ImportError as error:
     )
 
 
+def test_verbose_prints_the_path_of_each_call() -> None:
+    code = """
+import torch, fastlstm.torch
+lstm = fastlstm.torch.LSTM(3, 5, batch_first=True)
+lstm(torch.zeros(2, 7, 3))
+with torch.no_grad():
+    lstm(torch.zeros(6, 3))
+"""
+    environment = os.environ | {"FASTLSTM_VERBOSE": "1"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    said = re.findall(r"(T=\d B=\d): layer 0 (forward|backward)", done.stderr)
+    assert said == [("T=7 B=2", "forward"), ("T=7 B=2", "backward"), ("T=6 B=1", "forward")]
+
+
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="libraries are listed in /proc")
 @pytest.mark.parametrize("order", ["import torch, fastlstm.torch", "import fastlstm, torch, fastlstm.torch"])
 def test_there_is_one_openmp(order: str) -> None:
