@@ -8,8 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cases import Problem
+from cases import TOLERANCE, Problem
+from fastlstm import LSTMCellOptions
 from fastlstm.jax import lstm
+from fastlstm.weights import WeightSpec, initial_weights
 
 
 def on_jax(problem: Problem) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -54,3 +56,38 @@ def scanned(x: Any, weights: dict[str, Any], state: tuple[Any, Any] | None = Non
 
     (h, c), y = jax.lax.scan(step, (h, c), by_x)
     return y, (h[None], c[None])
+
+
+SPEC = WeightSpec(4, 6)
+DEEPER = WeightSpec(4, 6, num_layers=2, bidirectional=True)
+DROPS = LSTMCellOptions(recurrent_dropout=0.3, weight_drop=0.2, zoneout_h=0.1)
+
+
+def arrays_of(spec: WeightSpec = SPEC, steps: int = 5, batch: int = 3, dtype: str = "float64") -> dict[str, Any]:
+    rng = np.random.default_rng(3)
+    weights = initial_weights(spec, dtype=dtype, rng=rng)
+    draw = lambda *shape: jnp.asarray(rng.standard_normal(shape), dtype)  # noqa: E731
+    rows = spec.num_layers * spec.num_directions
+    state = draw(rows, batch, spec.hidden_output), draw(rows, batch, spec.hidden_size)
+    return {"x": draw(steps, batch, spec.input_size), "weights": jax.tree.map(jnp.asarray, weights), "state": state}
+
+
+def loss_of(function: Any) -> Any:
+    """A number from all that an LSTM returns, whose gradients are not alike."""
+
+    def loss(arrays: dict[str, Any], **options: Any) -> Any:
+        results = jax.tree.leaves(function(**arrays, **options))
+        return sum((jnp.sin(a) * (1 + jnp.arange(a.size).reshape(a.shape) % 7)).sum() for a in results)
+
+    return loss
+
+
+def assert_alike(found: Any, expected: Any, limit: float = TOLERANCE["float64"]) -> None:
+    assert jax.tree.structure(found) == jax.tree.structure(expected)
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        assert a.shape == b.shape and a.dtype == b.dtype
+        np.testing.assert_allclose(a, b, rtol=0, atol=limit * max(1.0, float(jnp.abs(b).max(initial=0))))
+
+
+def leaves_by_name(tree: Any) -> dict[str, np.ndarray]:
+    return {str(number): np.asarray(leaf) for number, leaf in enumerate(jax.tree.leaves(tree))}

@@ -76,7 +76,7 @@ def _array(name: str, value: Any) -> Any:
     """As a JAX array, on the CPU."""
     if not isinstance(value, (jax.Array, np.ndarray)):
         raise TypeError(f"{name} is a {_type(value)}, expected a jax.Array or a numpy.ndarray")
-    array = jnp.asarray(value)
+    array = value if isinstance(value, jax.Array) else jnp.asarray(value)  # which would differentiate a copy of it
     if (platforms := platforms_of(array)) - {"cpu"}:
         cure = f'jax.device_put({name}, jax.devices("cpu")[0])'
         raise ValueError(f"{name} is on {', '.join(sorted(platforms))}, expected the CPU: {cure}")

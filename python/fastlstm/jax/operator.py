@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 
 from ..cells import PLAIN, LSTMCellOptions
@@ -85,7 +86,7 @@ def lstm(
         training=training,
         threads=threads,
     )
-    found = dict(zip(call.shapes, _lstm(call, *arrays), strict=True))
+    found = dict(zip(call.shapes, _compiled(call, *arrays), strict=True))
     return (found.pop("y", None), (found.pop("h_n"), found.pop("c_n")), *found.values())
 
 
@@ -98,18 +99,14 @@ def _lstm(call: Call, x: Any, state: list[Any], weights: list[Any], marks: list[
     return run("forward", call, [x, *state, *weights, *marks], shapes)
 
 
-@functools.partial(
-    jax.tree_util.register_dataclass, data_fields=["tape", "weights", "marks"], meta_fields=["wants_x", "wants_weights"]
-)
-@dataclass(frozen=True)
-class _Kept:
+class _Kept(NamedTuple):
     """From forward for backward."""
 
     tape: Any  # uint8 [bytes]: it is copied where JAX copies, and goes when nothing needs it, as any array
     weights: list[Any]
     marks: list[Any]
-    wants_x: bool
-    wants_weights: bool
+    # [x,weights,0], 1 for what is differentiated: of nothing that is static JAX may take what an earlier trace said
+    wanted: Any
 
 
 def _lstm_forward(call: Call, x: Any, state: list[Any], weights: list[Any], marks: list[Any]) -> tuple[Any, _Kept]:
@@ -120,15 +117,16 @@ def _lstm_forward(call: Call, x: Any, state: list[Any], weights: list[Any], mark
     inputs = [x, state, weights, marks]
     values = jax.tree.map(lambda primal: primal.value, inputs, is_leaf=lambda leaf: hasattr(leaf, "perturbed"))
     *results, tape = _lstm(replace(call, keeps_tape=True), *values)
-    wants_weights = any(weight.perturbed for weight in weights)
+    wanted = jnp.zeros((int(x.perturbed), int(any(weight.perturbed for weight in weights)), 0), bool)
     results = [*results, tape] if call.keeps_tape else results  # as where a gradient's forward is differentiated
-    return results, _Kept(tape, weights=values[2], marks=values[3], wants_x=x.perturbed, wants_weights=wants_weights)
+    return results, _Kept(tape, values[2], values[3], wanted)
 
 
 def _lstm_backward(call: Call, kept: _Kept, grads: list[Any]) -> tuple[Any, ...]:
     named = dict(zip(call.shapes, grads, strict=not call.keeps_tape))  # which has no gradient
     given = {name: grad for name, grad in named.items() if not isinstance(grad, SymbolicZero)}
-    one = replace(call, grads=tuple(given), wants_x=kept.wants_x, wants_weights=kept.wants_weights)
+    wants_x, wants_weights, _ = map(bool, kept.wanted.shape)
+    one = replace(call, grads=tuple(given), wants_x=wants_x, wants_weights=wants_weights)
     found = _gradients(one, kept.tape, kept.weights, kept.marks, list(given.values()))
     dx = found.pop(0) if one.wants_x else None
     dstate = [found.pop(0) for _ in range(2 * one.has_state)]
@@ -136,6 +134,7 @@ def _lstm_backward(call: Call, kept: _Kept, grads: list[Any]) -> tuple[Any, ...]
 
 
 _lstm.defvjp(_lstm_forward, _lstm_backward, symbolic_zeros=True)
+_compiled = jax.jit(_lstm, static_argnums=0, inline=True)  # an eager call takes half the time
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
