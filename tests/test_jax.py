@@ -77,6 +77,13 @@ def test_a_loss_that_is_differentiated_beside_its_gradient() -> None:
     assert_alike(found, expected)
 
 
+def test_gradients_of_several_losses() -> None:
+    arrays = arrays_of()
+    (y, pull), (_, expected) = (jax.vjp(lambda a, f=f: f(**a)[0], arrays) for f in (lstm, scanned))
+    for k in (1.0, 2.0):
+        assert_alike(pull(k * y), expected(k * y))
+
+
 def test_jacobian() -> None:
     arrays = arrays_of()
     found, expected = (jax.jacrev(lambda a, f=f: f(**a)[1])(arrays) for f in (lstm, scanned))

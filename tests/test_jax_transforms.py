@@ -69,12 +69,13 @@ def test_vmap(mapped: str) -> None:
     assert_alike(found, jax.tree.map(lambda *leaves: jnp.stack(leaves), *each))
 
 
-def test_checkpoint_and_scan_around_it() -> None:
+@pytest.mark.parametrize("kept", [lambda f: f, jax.checkpoint], ids=["tapes_kept", "checkpoint"])
+def test_a_scan_around_it(kept: Any) -> None:
     arrays = arrays_of()
     segments = jnp.stack([arrays["x"], 2 * arrays["x"], -arrays["x"]])
 
     def loss(function: Any, arrays: dict[str, Any]) -> Any:
-        @jax.checkpoint
+        @kept
         def segment(state: Any, x: Any) -> Any:
             y, state = function(x * arrays["x"], arrays["weights"], state)
             return state, y
