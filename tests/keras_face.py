@@ -17,6 +17,7 @@ from fastlstm.cells import LSTMCellOptions
 from fastlstm.dropout import Draws
 from fastlstm.exchange import from_keras
 from fastlstm.keras import LSTM
+from test_examples import PAGES, run_blocks
 
 BACKEND = keras.backend.backend()
 needs_gradients = pytest.mark.skipif(BACKEND == "numpy", reason="the backend numpy has no gradients")
@@ -397,6 +398,10 @@ def test_rows_may_vary_from_call_to_call() -> None:
     theirs, ours = pair(5, 4, return_sequences=True)
     for shape in ((3, 6, 4), (1, 1, 4), (8, 2, 4)):
         assert_alike(solve(ours, [numbers(shape)], None), solve(theirs, [numbers(shape)], None))
+
+
+def test_the_page_runs() -> None:
+    run_blocks(PAGES["keras"])
 
 
 # One backend's own

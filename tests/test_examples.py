@@ -26,16 +26,17 @@ def example(name: str) -> ModuleType:
     return module
 
 
-PAGES = sorted((EXAMPLES.parent / "docs").glob("*.md"))
+PAGES = {page.stem: page for page in sorted((EXAMPLES.parent / "docs").glob("*.md"))}
 # Packages, of the pages of faces
 NEEDS = {"jax": ("jax",), "onnx": ("onnx",), "sklearn": ("sklearn",), "torch": ("torch",)}
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if page.stem != "gpu"], ids=lambda page: page.stem)
-def test_every_block_of_a_page_runs(page: Path) -> None:
-    for package in NEEDS.get(page.stem, ()):
+# That on Keras runs on each of its backends, in tests/keras_face.py.
+@pytest.mark.parametrize("page", sorted(PAGES.keys() - {"gpu", "keras"}))
+def test_every_block_of_a_page_runs(page: str) -> None:
+    for package in NEEDS.get(page, ()):
         pytest.importorskip(package)
-    run_blocks(page)
+    run_blocks(PAGES[page])
 
 
 def test_every_block_of_the_page_on_gpus_runs(
@@ -47,7 +48,7 @@ def test_every_block_of_the_page_on_gpus_runs(
     cupy = SimpleNamespace(asarray=emulated, ones=lambda shape, dtype: emulated(np.ones(shape, dtype)))
     monkeypatch.setitem(sys.modules, "cupy", cupy)
     monkeypatch.setitem(sys.modules, "fastlstm._cuda", emulated_module)
-    run_blocks(EXAMPLES.parent / "docs" / "gpu.md")
+    run_blocks(PAGES["gpu"])
 
 
 def run_blocks(page: Path) -> None:
@@ -105,6 +106,18 @@ def test_co2_forecasts_are_better_than_last_year_s(tmp_path: Path, capsys: pytes
     assert example("co2_forecast").main(epochs=4, folder=tmp_path) == 0
     assert "2284 weeks, 59 of them missing" in capsys.readouterr().out
     assert (tmp_path / "co2_forecast.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_tutorial_reads_as_many_digits_with_either_layer(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for package in ("jax", "keras", "matplotlib", "sklearn", "tensorflow", "torch"):
+        pytest.importorskip(package)
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # more of them only wait for one another on so little work
+    assert example("keras_tutorial").main(epochs=1, folder=tmp_path) == 0
+    assert capsys.readouterr().out.count("%") == 6
+    assert (tmp_path / "keras_tutorial.png").read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.fixture(scope="module")
