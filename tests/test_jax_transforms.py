@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import threading
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -129,3 +133,45 @@ def test_calls_in_flight_and_from_threads() -> None:
     for results in found.values():
         for result in results:
             assert_alike(result, expected)
+
+
+ON_TWO_DEVICES = """
+import jax, numpy as np
+from jax.sharding import NamedSharding, PartitionSpec as P
+from jax_cases import arrays_of, assert_alike, loss_of
+from fastlstm.jax import lstm
+
+jax.config.update("jax_enable_x64", True)
+arrays = arrays_of(batch=4)
+mesh = jax.make_mesh((2,), ("rows",))
+rows, everywhere = P(None, "rows"), P()
+specs = {"x": rows, "weights": everywhere, "state": rows}
+both = jax.device_put(arrays, {name: NamedSharding(mesh, spec) for name, spec in specs.items()})
+
+def loss(arrays):
+    return (lstm(**arrays)[0] ** 3).sum()
+
+def part(arrays):
+    value, grads = jax.value_and_grad(loss)(arrays)  # JAX sums those of what all devices share
+    return jax.lax.psum(value, "rows"), grads
+
+def part_unchecked(arrays):
+    value, grads = jax.value_and_grad(loss)(arrays)
+    return jax.lax.psum(value, "rows"), grads | {"weights": jax.lax.psum(grads["weights"], "rows")}
+
+expected = jax.value_and_grad(loss)(arrays)
+for function, check in ((part, True), (part_unchecked, False)):
+    shared = jax.shard_map(function, mesh=mesh, in_specs=(specs,), out_specs=(everywhere, specs), check_vma=check)
+    assert_alike(jax.device_get(jax.jit(shared)(both)), expected)
+assert_alike(jax.device_get(jax.jit(jax.value_and_grad(loss))(both)), expected)
+print("alike")
+"""
+
+
+def test_several_devices() -> None:
+    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu"}
+    here = Path(__file__).parent
+    done = subprocess.run(
+        [sys.executable, "-c", ON_TWO_DEVICES], cwd=here, env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert done.stdout.endswith("alike\n"), done.stderr

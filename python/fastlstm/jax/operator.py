@@ -13,7 +13,7 @@ from jax.custom_derivatives import SymbolicZero
 
 from ..cells import PLAIN, LSTMCellOptions
 from .arguments import call_and_arrays
-from .bridge import run
+from .bridge import alike, run
 from .call import Call
 from .host import tape_bytes
 
@@ -86,6 +86,8 @@ def lstm(
         training=training,
         threads=threads,
     )
+    leaves, structure = jax.tree.flatten(arrays)
+    arrays = jax.tree.unflatten(structure, alike(leaves))
     found = dict(zip(call.shapes, _compiled(call, *arrays), strict=True))
     return (found.pop("y", None), (found.pop("h_n"), found.pop("c_n")), *found.values())
 
@@ -128,9 +130,15 @@ def _lstm_backward(call: Call, kept: _Kept, grads: list[Any]) -> tuple[Any, ...]
     wants_x, wants_weights, _ = map(bool, kept.wanted.shape)
     one = replace(call, grads=tuple(given), wants_x=wants_x, wants_weights=wants_weights)
     found = _gradients(one, kept.tape, kept.weights, kept.marks, list(given.values()))
-    dx = found.pop(0) if one.wants_x else None
-    dstate = [found.pop(0) for _ in range(2 * one.has_state)]
-    return dx, dstate, found or None, None
+
+    def zeros(
+        shape: tuple[int, ...],
+    ) -> Any:  # which nobody reads, but JAX mixes up None and arrays
+        return alike([jnp.zeros(shape, call.dtype), kept.tape])[0]
+
+    dx = found.pop(0) if wants_x else zeros(call.layout.sequence(call.spec.x_size))
+    dstate = [found.pop(0) for _ in range(2 * call.has_state)]
+    return dx, dstate, found if wants_weights else list(map(zeros, call.spec.shapes().values())), None
 
 
 _lstm.defvjp(_lstm_forward, _lstm_backward, symbolic_zeros=True)
