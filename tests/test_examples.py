@@ -111,12 +111,12 @@ def test_co2_forecasts_are_better_than_last_year_s(tmp_path: Path, capsys: pytes
 def test_the_tutorial_reads_as_many_digits_with_either_layer(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for package in ("jax", "keras", "matplotlib", "sklearn", "tensorflow", "torch"):
+    for package in ("keras", "matplotlib", "sklearn", "torch"):
         pytest.importorskip(package)
     monkeypatch.setenv("KERAS_HOME", str(tmp_path))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # more of them only wait for one another on so little work
-    assert example("keras_tutorial").main(epochs=1, folder=tmp_path) == 0
-    assert capsys.readouterr().out.count("%") == 6
+    assert example("keras_tutorial").main(epochs=1, backends=["torch"], folder=tmp_path) == 0
+    assert capsys.readouterr().out.count("%") == 2
     assert (tmp_path / "keras_tutorial.png").read_bytes().startswith(b"\x89PNG")
 
 
