@@ -11,6 +11,7 @@ from cases import EVERYTHING, OPTIONS, Case, assert_close, assert_same_bits, pro
 from cell_cases import SHAPES as CELL_SHAPES
 from cell_cases import TOLERANCE, VARIANTS, own_errors, variant_of
 from fastlstm import LSTMCellOptions, _core, functional
+from fastlstm.exchange import from_flax
 from fastlstm.weights import WeightSpec
 
 jax = pytest.importorskip("jax")
@@ -18,7 +19,7 @@ import jax.numpy as jnp  # noqa: E402
 from jax.test_util import check_grads  # noqa: E402
 
 from fastlstm.jax import lstm  # noqa: E402
-from jax_cases import DEEPER, DROPS, arrays_of, assert_alike, leaves_by_name, loss_of, scanned, solve_on_jax  # noqa: E402
+from jax_cases import DEEPER, DROPS, SPEC, arrays_of, assert_alike, leaves_by_name, loss_of, scanned, solve_on_jax  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("jax_with_both_dtypes")
 
@@ -169,3 +170,12 @@ def test_without_training_nothing_is_drawn() -> None:
     drops = LSTMCellOptions(recurrent_dropout=0.3, input_dropout=0.5, weight_drop=0.2)
     quiet = lambda a: loss_of(lstm)(a, cell=drops, dropout=0.5, training=False)  # noqa: E731
     assert_alike(jax.value_and_grad(quiet)(arrays), jax.value_and_grad(loss_of(lstm))(arrays))
+
+
+def test_weights_of_flax() -> None:
+    linen = pytest.importorskip("flax.linen")
+    x = arrays_of(SPEC)["x"]
+    rnn = linen.RNN(linen.OptimizedLSTMCell(SPEC.hidden_size, param_dtype=x.dtype), time_major=True)
+    variables = rnn.init(jax.random.key(0), x)
+    weights = jax.tree.map(jnp.asarray, from_flax(variables["params"]["cell"]))
+    assert_alike(lstm(x, weights)[0], rnn.apply(variables, x))
