@@ -13,12 +13,10 @@ import pytest
 import cuda_build
 import emulated_cuda
 import fastlstm
+from combinations import CONFIG, DTYPES, RUNNABLE
 from gpus import REAL, Gpu, why_not
 
-CONFIG = fastlstm.build_config()
-# x86_v3_wide is the source of x86_v4 for machines that cannot run that.
-RUNNABLE = [name for name in CONFIG["isa_runnable"] if name != "x86_v3_wide" or "x86_v4" not in CONFIG["isa_runnable"]]
-PARAMETERS = {"isa": RUNNABLE, "dtype": ["float32", "float64"], "gpu": ["emulated", *REAL]}
+PARAMETERS = {"isa": RUNNABLE, "dtype": DTYPES, "gpu": ["emulated", *REAL]}
 
 
 def pytest_report_header() -> list[str]:
@@ -91,8 +89,13 @@ def gpu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Gpu:
 
 @pytest.fixture(autouse=True)
 def restored_settings() -> Iterator[None]:
-    """No test leaves another number of threads or instruction set behind."""
+    """No test leaves another number of threads or instruction set behind.
+
+    It begins with one thread: those that are about more ask for them. On so little work as tests have, two only wait
+    for one another, a slice of the scheduler at each step where another process, as nvcc, has a processor.
+    """
     before = fastlstm.get_num_threads(), fastlstm.active_isa()
+    fastlstm.set_num_threads(1)
     yield
     fastlstm.set_num_threads(before[0])
     fastlstm.set_isa(before[1])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import replace
 from types import ModuleType
 from typing import Any
@@ -23,6 +24,7 @@ from cell_cases import (
     own_errors,
     variant_of,
 )
+from combinations import in_turns
 from fastlstm import LSTM, LSTMCellOptions, active_isa, functional, reference
 from fastlstm.weights import WeightSpec
 
@@ -53,27 +55,29 @@ def outputs(found: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 # Against the reference
 
 
-@pytest.mark.parametrize("case", SHAPES, ids=str)
-@pytest.mark.parametrize("variant", VARIANTS)
+@in_turns(variant=VARIANTS, case=SHAPES)
 def test_training(isa: str, dtype: str, variant: str, case: Case) -> None:
     case = variant_of(variant, case)
     assert_close(solve(problem_of(case).astype(dtype)), truth_of(case), dtype, own_errors(case, dtype))
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_inference(isa: str, dtype: str, variant: str) -> None:
-    for case in SHAPES:
-        case = variant_of(variant, case)
-        problem = problem_of(case)
-        assert_close(infer(problem.astype(dtype)), infer(problem, reference), dtype, own_errors(case, dtype, infer))
-
-
-@pytest.mark.parametrize("threads", [1, 2])
-@pytest.mark.parametrize("case", SHARED, ids=str)
-@pytest.mark.parametrize("variant", UNLIKE)
-def test_work_shared_by_threads(isa: str, dtype: str, variant: str, case: Case, threads: int) -> None:
+@in_turns(variant=VARIANTS, case=SHAPES)
+def test_inference(isa: str, dtype: str, variant: str, case: Case) -> None:
     case = variant_of(variant, case)
-    found = solve(problem_of(case).astype(dtype), threads=threads)
+    found = infer(problem_of(case).astype(dtype))
+    assert_close(found, inferred_truth_of(case), dtype, own_errors(case, dtype, infer))
+
+
+@functools.cache
+def inferred_truth_of(case: Case) -> dict[str, np.ndarray]:
+    return infer(problem_of(case), reference)
+
+
+@in_turns(variant=UNLIKE, case=SHARED)
+def test_work_shared_by_threads(isa: str, dtype: str, variant: str, case: Case) -> None:
+    """With one thread it has the same bits, see below."""
+    case = variant_of(variant, case)
+    found = solve(problem_of(case).astype(dtype), threads=2)
     assert_close(found, truth_of(case), dtype, own_errors(case, dtype))
 
 
@@ -107,8 +111,7 @@ def test_nothing_is_so_small_that_it_is_not_seen(variant: str) -> None:
 # To the last bit
 
 
-@pytest.mark.parametrize("case", SHARED, ids=str)
-@pytest.mark.parametrize("variant", UNLIKE)
+@in_turns(variant=UNLIKE, case=SHARED)
 def test_any_number_of_threads(isa: str, dtype: str, variant: str, case: Case) -> None:
     problem = problem_of(variant_of(variant, case)).astype(dtype)
     assert_same_bits(solve(problem, threads=2), solve(problem, threads=1))
@@ -122,11 +125,10 @@ SPECS = {
 }
 
 
-@pytest.mark.parametrize("marks", [{}, MARKS | {"masked_output": "repeat"}], ids=["plain", "marked"])
-@pytest.mark.parametrize("net", SPECS)
-@pytest.mark.parametrize("variant", UNLIKE)
-def test_any_batch_around_a_row(isa: str, dtype: str, variant: str, net: str, marks: dict[str, str]) -> None:
-    problem = make_problem(variant_of(variant, Case("", SPECS[net], 5, 61, **marks))).astype(dtype)
+@in_turns(variant=UNLIKE, net=SPECS, marks=["plain", "marked"])
+def test_any_batch_around_a_row(isa: str, dtype: str, variant: str, net: str, marks: str) -> None:
+    given = MARKS | {"masked_output": "repeat"} if marks == "marked" else {}
+    problem = make_problem(variant_of(variant, Case("", SPECS[net], 5, 61, **given))).astype(dtype)
     whole, whole_inferred = solve(problem), infer(problem)
     names = ("y", "h_n", "c_n", "cells", "gates", "dx", "dh0", "dc0")
     for batch in (1, 2, 3, 7, 49):
@@ -139,15 +141,13 @@ def test_any_batch_around_a_row(isa: str, dtype: str, variant: str, net: str, ma
         assert_same_bits(infer(part), {name: array[:, rows] for name, array in whole_inferred.items()})
 
 
-@pytest.mark.parametrize("case", [*SHAPES, *SHARED], ids=str)
-@pytest.mark.parametrize("variant", EXACT)
+@in_turns(variant=EXACT, case=[*SHAPES, *SHARED])
 def test_training_gives_what_inference_gives(isa: str, dtype: str, variant: str, case: Case) -> None:
     problem = problem_of(replace(variant_of(variant, case), dropout=0.0)).astype(dtype)
     assert_same_bits(infer(problem), outputs(solve(problem)))
 
 
-@pytest.mark.parametrize("case", LONG, ids=str)
-@pytest.mark.parametrize("variant", UNLIKE)
+@in_turns(variant=UNLIKE, case=LONG)
 def test_checkpoints_change_no_bit(isa: str, dtype: str, variant: str, case: Case) -> None:
     problem = problem_of(variant_of(variant, case)).astype(dtype)
     expected = solve(problem)
@@ -155,32 +155,29 @@ def test_checkpoints_change_no_bit(isa: str, dtype: str, variant: str, case: Cas
         assert_same_bits(solve(problem.with_options(checkpoint_every=every)), expected)
 
 
-@pytest.mark.parametrize("variant", UNLIKE)
-def test_checkpoints_change_no_bit_of_short_sequences(isa: str, dtype: str, variant: str) -> None:
-    for case in SHAPES + SHARED:
-        problem = problem_of(variant_of(variant, case)).astype(dtype)
-        assert_same_bits(solve(problem.with_options(checkpoint_every=1), threads=2), solve(problem, threads=1))
+@in_turns(variant=UNLIKE, case=SHAPES + SHARED)
+def test_checkpoints_change_no_bit_of_short_sequences(isa: str, dtype: str, variant: str, case: Case) -> None:
+    problem = problem_of(variant_of(variant, case)).astype(dtype)
+    assert_same_bits(solve(problem.with_options(checkpoint_every=1), threads=2), solve(problem, threads=1))
 
 
-@pytest.mark.parametrize("variant", UNLIKE)
-def test_without_y_all_else_is_the_same(isa: str, dtype: str, variant: str) -> None:
-    for case in LONG:
-        p = replace(problem_of(variant_of(variant, case)).astype(dtype), dy=None)
-        expected = solve(p)
-        options = {"return_sequence": False, "return_gates": True, "checkpoint_every": 30} | p.options
-        y, (h_n, c_n), gates, tape = functional.lstm_forward(p.x, p.weights, p.state, **options)
-        grads = functional.lstm_backward(tape, None, p.dstate, dcells=p.dcells, dgates=p.dgates)
-        found = {"h_n": h_n, "c_n": c_n, "gates": gates, "dx": grads.x, "dh0": grads.state[0], "dc0": grads.state[1]}
-        assert y is None
-        found |= {"d" + name: array for name, array in grads.weights.items()}
-        assert_same_bits(found, {name: expected[name] for name in found})
+@in_turns(variant=UNLIKE, case=LONG)
+def test_without_y_all_else_is_the_same(isa: str, dtype: str, variant: str, case: Case) -> None:
+    p = replace(problem_of(variant_of(variant, case)).astype(dtype), dy=None)
+    expected = solve(p)
+    options = {"return_sequence": False, "return_gates": True, "checkpoint_every": 30} | p.options
+    y, (h_n, c_n), gates, tape = functional.lstm_forward(p.x, p.weights, p.state, **options)
+    grads = functional.lstm_backward(tape, None, p.dstate, dcells=p.dcells, dgates=p.dgates)
+    found = {"h_n": h_n, "c_n": c_n, "gates": gates, "dx": grads.x, "dh0": grads.state[0], "dc0": grads.state[1]}
+    assert y is None
+    found |= {"d" + name: array for name, array in grads.weights.items()}
+    assert_same_bits(found, {name: expected[name] for name in found})
 
 
-@pytest.mark.parametrize("batch", [1, 2, 7, 50], ids="batch_of_{}".format)
-@pytest.mark.parametrize(
-    "spec", [WeightSpec(9, 37), WeightSpec(61, 67, 2), WeightSpec(9, 21, 2, False, False, 5)], ids=str
-)
-@pytest.mark.parametrize("variant", UNLIKE)
+STREAMED = [WeightSpec(9, 37), WeightSpec(61, 67, 2), WeightSpec(9, 21, 2, False, False, 5)]
+
+
+@in_turns(variant=UNLIKE, spec=STREAMED, batch=[1, 2, 7, 50])
 def test_a_stream_is_the_whole_sequence(isa: str, dtype: str, variant: str, spec: WeightSpec, batch: int) -> None:
     case = variant_of(variant, Case("", spec, 19, batch))
     p = problem_of(case).astype(dtype)
@@ -205,8 +202,7 @@ def layer_of(case: Case, problem: Problem, dtype: str) -> LSTM:
 # Pieces of one sequence
 
 
-@pytest.mark.parametrize("spec", [WeightSpec(5, 11), WeightSpec(5, 11, 3, proj_size=4), WeightSpec(61, 67, 2)], ids=str)
-@pytest.mark.parametrize("variant", UNLIKE)
+@in_turns(variant=UNLIKE, spec=[WeightSpec(5, 11), WeightSpec(5, 11, 3, proj_size=4), WeightSpec(61, 67, 2)])
 def test_pieces_are_the_whole(isa: str, dtype: str, variant: str, spec: WeightSpec) -> None:
     case = variant_of(variant, Case("", spec, 30, 7, mask="random", reset="random", dropout=0.3))
     p = problem_of(case).astype(dtype)
