@@ -9,14 +9,12 @@ seconds of the core's time: what all threads of the process use, so that other p
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).resolve().parent
+from programs import fastest, on_one_core, write
+
 CASES = {  # T, B, I, H
     "batch of rows": (100, 32, 64, 128),
     "hydrology": (365, 256, 8, 64),
@@ -25,7 +23,6 @@ CASES = {  # T, B, I, H
     "one step of one row": (1, 1, 64, 64),
 }
 MODES = ("inference", "training")  # all gradients, those of x among them
-SECONDS = 2.0  # of each figure and round
 
 
 def programs(T: int, B: int, I: int, H: int) -> dict[str, dict[str, Callable[[], Any]]]:
@@ -61,19 +58,6 @@ def programs(T: int, B: int, I: int, H: int) -> dict[str, dict[str, Callable[[],
     return made
 
 
-def fastest(calls: dict[str, Callable[[], Any]]) -> dict[str, float]:
-    """The seconds of each, in turns."""
-    best = dict.fromkeys(calls, float("inf"))
-    end = time.process_time() + SECONDS * len(calls)
-    while time.process_time() < end:
-        for lane, call in calls.items():
-            call()  # what the other left in the caches is gone
-            start = time.process_time()
-            call()
-            best[lane] = min(best[lane], time.process_time() - start)
-    return best
-
-
 def table(found: dict[str, dict[str, dict[str, float]]], cpu: str) -> str:
     lines = [
         "# fastlstm.jax beside lax.scan",
@@ -98,19 +82,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--name", default="jax")
     arguments = parser.parse_args()
-    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})  # before XLA counts them
-    os.environ |= {"OMP_NUM_THREADS": "1", "JAX_PLATFORMS": "cpu"}
-    from machine import facts
-
+    on_one_core()
+    os.environ["JAX_PLATFORMS"] = "cpu"
     found: dict[str, dict[str, dict[str, float]]] = {}
     for case, sizes in CASES.items():
         found[case] = {mode: fastest(calls) for mode, calls in programs(*sizes).items()}
         print(case, found[case], flush=True)
-    about = facts()
-    (HERE / "results" / f"{arguments.name}.json").write_text(json.dumps(about | {"seconds": found}, indent=1) + "\n")
-    text = table(found, about["machine"]["cpu"])
-    (HERE / "results" / f"{arguments.name}.md").write_text(text)
-    print(text)
+    write(arguments.name, found, table)
 
 
 if __name__ == "__main__":

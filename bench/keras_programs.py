@@ -16,14 +16,13 @@ import os
 import subprocess
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from programs import write
 from sklearn_programs import BATCH, CASES, HIDDEN, data
 
-HERE = Path(__file__).resolve().parent
 BACKENDS = ("tensorflow", "torch", "jax")
 LAYERS = ("fastlstm", "keras", "nothing")
 THREADS = (1, 2)
@@ -129,13 +128,7 @@ def main() -> None:
     if arguments.case:
         print(json.dumps(work(arguments.case, arguments.threads)))
         return
-    from machine import facts
-
-    best, about = figures(arguments.rounds), facts()
-    (HERE / "results" / f"{arguments.name}.json").write_text(json.dumps(about | {"seconds": best}, indent=1) + "\n")
-    text = table(best, about["machine"]["cpu"])
-    (HERE / "results" / f"{arguments.name}.md").write_text(text)
-    print(text)
+    write(arguments.name, figures(arguments.rounds), table)
 
 
 if __name__ == "__main__":

@@ -15,12 +15,12 @@ import os
 import subprocess
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-HERE = Path(__file__).resolve().parent
+from programs import on_one_core, write
+
 HIDDEN, BATCH, EPOCHS, PREDICTIONS = 128, 32, 5, 3
 LANES = ("fastlstm", "tensorflow", "torch", "jax")  # the others are Keras's backends
 CASES = ("digits: T=8, I=8", "synthetic: T=100, I=64")
@@ -72,7 +72,7 @@ def fastest(run: Any, times: int) -> float:
 
 def work(lane: str, case: str) -> dict[str, float]:
     """One lane's figures of one case, in this process."""
-    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+    on_one_core()
     x, y = data(case)
     epoch, prediction = (fit_ours if lane == "fastlstm" else fit_keras)(x, y)
     found = {"epoch": fastest(epoch, EPOCHS), "predict": fastest(prediction, PREDICTIONS)}
@@ -122,13 +122,7 @@ def main() -> None:
     if arguments.lane:
         print(json.dumps(work(arguments.lane, arguments.case)))
         return
-    from machine import facts
-
-    best, about = figures(arguments.rounds), facts()
-    (HERE / "results" / f"{arguments.name}.json").write_text(json.dumps(about | {"seconds": best}, indent=1) + "\n")
-    text = table(best, about["machine"]["cpu"])
-    (HERE / "results" / f"{arguments.name}.md").write_text(text)
-    print(text)
+    write(arguments.name, figures(arguments.rounds), table)
 
 
 if __name__ == "__main__":

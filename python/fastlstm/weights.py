@@ -30,7 +30,7 @@ def gates_to_onnx(array: np.ndarray, order: tuple[int, ...] = ONNX_GATES) -> np.
     >>> gates_to_onnx(np.array(list("ifgo"))).tolist()
     ['i', 'o', 'f', 'g']
     """
-    return np.concatenate([np.split(array, len(order))[gate] for gate in order])
+    return _taken(array, order)
 
 
 def gates_from_onnx(array: np.ndarray, order: tuple[int, ...] = ONNX_GATES) -> np.ndarray:
@@ -39,7 +39,14 @@ def gates_from_onnx(array: np.ndarray, order: tuple[int, ...] = ONNX_GATES) -> n
     >>> gates_from_onnx(np.array(list("iofg"))).tolist()
     ['i', 'f', 'g', 'o']
     """
-    return np.concatenate([np.split(array, len(order))[order.index(gate)] for gate in range(len(order))])
+    return _taken(array, tuple(order.index(gate) for gate in range(len(order))))
+
+
+def _taken(array: np.ndarray, order: tuple[int, ...]) -> np.ndarray:
+    """The parts of the first axis, one for each number, in that order. np.split takes ten times as long."""
+    parts = array.reshape(len(order), -1, *array.shape[1:])
+    taken: np.ndarray = parts[list(order)].reshape(array.shape)
+    return taken
 
 
 def weight_suffix(layer: int, direction: int) -> str:
