@@ -36,7 +36,7 @@ def run(backend: str, home: Path, *arguments: object) -> None:
 
 
 def test_our_own(backend: str, tmp_path: Path) -> None:
-    run(backend, tmp_path, HERE / "keras_face.py")
+    run(backend, tmp_path, HERE / "keras_face.py", HERE / "keras_calls.py")
 
 
 def test_keras_s_own(backend: str, tmp_path: Path) -> None:

@@ -83,8 +83,9 @@ class LSTM(keras.layers.LSTM):
         call = self._call_of(bool(training))
         if training and 0 < self.dropout < 1 and not call.cell.input_dropout:
             sequences = sequences * ops.expand_dims(self.cell.get_dropout_mask(sequences[:, 0]), 1)
+        initial_state = self._state(sequences, initial_state)
         if mask is not None:
-            mask = ops.cast(mask[0] if isinstance(mask, list | tuple) else mask, "bool")
+            mask = _mask(sequences, mask[0] if isinstance(mask, list | tuple) else mask)
         if self.go_backwards:
             sequences = ops.flip(sequences, axis=1)
             mask = mask if mask is None else ops.flip(mask, axis=1)
@@ -97,6 +98,15 @@ class LSTM(keras.layers.LSTM):
         if mask is not None:
             y = self._masked(y, mask, backend.LEADING_ZEROS or self.unroll)
         return y[:, -1], y, [h_n, c_n]
+
+    def _state(self, sequences: Any, state: Any) -> list[Any]:
+        """h0 and c0 `[B,H]`; one of a single row is that of every sample, as in Keras's loop."""
+        if len(state) != 2:
+            raise ValueError(f"initial_state has {len(state)} tensors, expected 2: h and c")
+        for name, one in zip("hc", state, strict=True):
+            if len(one.shape) != 2 or one.shape[1] != self.units:
+                raise ValueError(f"initial_state's {name} has shape {tuple(one.shape)}, expected (batch, {self.units})")
+        return [_rows(sequences, one) for one in state]
 
     def _call_of(self, training: bool) -> Call:
         I, H = self.cell.kernel.shape[0], self.units
@@ -119,3 +129,19 @@ class LSTM(keras.layers.LSTM):
         else:
             return y
         return ops.where(counts[:, -y.shape[1] :, None] if self.return_sequences else counts[:, -1:, None], y, 0)
+
+
+def _mask(sequences: Any, mask: Any) -> Any:
+    """`[B,T]` of bools; Keras's loop takes `[B,T,1]`, and a single row for all samples, too."""
+    if len(mask.shape) == 3 and mask.shape[2] == 1:
+        mask = ops.squeeze(mask, 2)
+    if len(mask.shape) != 2:
+        raise ValueError(f"mask has shape {tuple(mask.shape)}, expected (batch, steps)")
+    return _rows(sequences, ops.cast(mask, "bool"))
+
+
+def _rows(sequences: Any, one: Any) -> Any:
+    """`[1,N]` as `[B,N]`, of sequences `[B,T,I]`; any other as it is."""
+    if one.shape[0] != 1 or sequences.shape[0] == 1:
+        return one
+    return ops.broadcast_to(one, (ops.shape(sequences)[0], ops.shape(one)[1]))

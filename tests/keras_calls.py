@@ -1,0 +1,50 @@
+"""Calls of `fastlstm.keras.LSTM` that are less usual, beside keras.layers.LSTM; tests/test_keras.py starts this."""
+
+from __future__ import annotations
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+from fastlstm.keras import LSTM
+from keras_face import assert_alike, float64, mask_of, numbers, pair, solve
+
+
+@pytest.mark.parametrize("sequences", [False, True])
+def test_masks_of_a_row_or_of_three_dimensions_and_states_of_a_row(sequences: bool) -> None:
+    theirs, ours = pair(5, 4, return_sequences=sequences, return_state=True)
+    x, states = numbers((3, 6, 4)), [numbers((1, 5), 1), numbers((1, 5), 2)]
+    mask = mask_of("any", 3, 6, 1)
+    assert mask is not None
+    for one in (mask[..., None], mask[:1]):
+        assert_alike(solve(ours, [x], one), solve(theirs, [x], one))
+    for one in (None, mask):
+        rows = [np.repeat(state, 3, axis=0) for state in states]  # JAX's own loop takes no single one
+        expected = solve(theirs, [x, *rows], one)
+        for name in {"dh0", "dc0"} & expected.keys():
+            expected[name] = expected[name].sum(axis=0, keepdims=True)
+        assert_alike(solve(ours, [x, *states], one), expected)
+
+
+def test_wrong_masks_and_states_are_named() -> None:
+    x = numbers((2, 6, 4))
+    _, layer = pair(5, 4)
+    with pytest.raises(ValueError, match=r"mask has shape \(2, 6, 2\), expected \(batch, steps\)"):
+        layer(x, mask=ops.ones((2, 6, 2), "bool"))
+    with pytest.raises(ValueError, match="initial_state has 1 tensors, expected 2: h and c"):
+        layer(x, initial_state=[ops.zeros((2, 5))])
+    with pytest.raises(ValueError, match=r"initial_state's c has shape \(2, 4\), expected \(batch, 5\)"):
+        layer(x, initial_state=[ops.zeros((2, 5)), ops.zeros((2, 4))])
+
+
+def test_float64_from_its_first_weights_on() -> None:
+    with float64():
+        theirs, ours = keras.layers.LSTM(5, dtype="float64"), LSTM(5, dtype="float64")
+        x = numbers((3, 6, 4), dtype="float64")
+        for layer in (theirs, ours):
+            layer.build(x.shape)
+        for a, b in zip(ours.weights, theirs.weights, strict=True):
+            a.assign(b)
+        assert "float64" in str(ours(x).dtype)
+        np.testing.assert_allclose(ops.convert_to_numpy(ours(x)), ops.convert_to_numpy(theirs(x)), rtol=1e-6)
