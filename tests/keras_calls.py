@@ -49,3 +49,36 @@ def test_float64_from_its_first_weights_on() -> None:
         assert "float64" in str(ours(x).dtype)
         found, expected = (ops.convert_to_numpy(layer(x)) for layer in (ours, theirs))
         assert relative_error(found, expected) <= TOLERANCE["beside Keras"]
+
+
+class Residual(keras.layers.Layer):
+    """A layer without `compute_output_shape`, so that Keras infers it from `call`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm = LSTM(4, return_sequences=True, recurrent_dropout=0.1)
+
+    def call(self, x: object, training: bool = False) -> object:
+        return x + self.lstm(x, training=training)
+
+
+@pytest.mark.parametrize("steps", [6, None])
+def test_shapes_are_inferred_through_layers_around_it(steps: int | None) -> None:
+    inputs = keras.Input((steps, 4))
+    layer = Residual()
+    model = keras.Model(inputs, layer(inputs))
+    assert model.output_shape == (None, steps, 4)
+    x = numbers((3, 6, 4))
+    np.testing.assert_allclose(model.predict(x, verbose=0), x + ops.convert_to_numpy(layer.lstm(x)), atol=1e-6)
+
+
+@pytest.mark.skipif(keras.backend.backend() != "jax", reason="of JAX's symbolic sizes")
+def test_a_program_exported_by_jax_holds_keras_s_loop() -> None:
+    import jax
+    from jax import export
+
+    _, layer = pair(5, 4)
+    shape = jax.ShapeDtypeStruct(export.symbolic_shape("batch, 6, 4"), "float32")
+    program = export.deserialize(export.export(jax.jit(lambda x: layer(x)))(shape).serialize())
+    x = numbers((3, 6, 4))
+    assert relative_error(np.asarray(program.call(x)), np.asarray(layer(x))) <= TOLERANCE["beside Keras"]

@@ -76,7 +76,7 @@ class LSTM(keras.layers.LSTM):
 
     def inner_loop(self, sequences: Any, initial_state: Any, mask: Any, training: bool = False) -> Any:
         """What Keras calls between its own work on states and outputs: the last output, all of them, and the states."""
-        if not {self.activation, self.recurrent_activation} <= _OURS.keys():
+        if not {self.activation, self.recurrent_activation} <= _OURS.keys() or _has_symbols(sequences):
             return super().inner_loop(sequences, initial_state, mask, training)
         backend = importlib.import_module(f".{keras.backend.backend()}", __package__)
         dtype = "float64" if self.compute_dtype == "float64" else "float32"
@@ -129,6 +129,14 @@ class LSTM(keras.layers.LSTM):
         else:
             return y
         return ops.where(counts[:, -y.shape[1] :, None] if self.return_sequences else counts[:, -1:, None], y, 0)
+
+
+def _has_symbols(sequences: Any) -> bool:
+    """Whether sizes are symbols of JAX's: Keras infers shapes by them, and model.export leaves the batch open.
+
+    The kernels are called back with numbers, which no exported program can. Keras's own loop is what it holds.
+    """
+    return keras.backend.backend() == "jax" and not all(isinstance(size, int) for size in sequences.shape)
 
 
 def _mask(sequences: Any, mask: Any) -> Any:
