@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
 import keras
 import numpy as np
 import pytest
@@ -82,3 +86,20 @@ def test_a_program_exported_by_jax_holds_keras_s_loop() -> None:
     program = export.deserialize(export.export(jax.jit(lambda x: layer(x)))(shape).serialize())
     x = numbers((3, 6, 4))
     assert relative_error(np.asarray(program.call(x)), np.asarray(layer(x))) <= TOLERANCE["beside Keras"]
+
+
+LOAD = """
+import sys, keras, numpy
+model = keras.models.load_model("model.keras", custom_objects={"fastlstm>LSTM": keras.layers.LSTM})
+assert type(model.layers[0]) is type(model.layers[1].forward_layer) is keras.layers.LSTM and "fastlstm" not in sys.modules
+numpy.save("found.npy", model.predict(numpy.load("x.npy"), verbose=0))
+"""
+
+
+def test_a_program_without_fastlstm_loads_files_into_keras_s_layer(tmp_path: Path) -> None:
+    model = keras.Sequential([keras.Input((6, 4)), LSTM(5, return_sequences=True), keras.layers.Bidirectional(LSTM(3))])
+    model.save(tmp_path / "model.keras")
+    np.save(tmp_path / "x.npy", numbers((3, 6, 4)))
+    subprocess.run([sys.executable, "-c", LOAD], cwd=tmp_path, check=True)
+    expected = model.predict(numbers((3, 6, 4)), verbose=0)
+    assert relative_error(np.load(tmp_path / "found.npy"), expected) <= TOLERANCE["beside Keras"]
