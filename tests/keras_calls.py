@@ -91,7 +91,8 @@ def test_a_program_exported_by_jax_holds_keras_s_loop() -> None:
 LOAD = """
 import sys, keras, numpy
 model = keras.models.load_model("model.keras", custom_objects={"fastlstm>LSTM": keras.layers.LSTM})
-assert type(model.layers[0]) is type(model.layers[1].forward_layer) is keras.layers.LSTM and "fastlstm" not in sys.modules
+assert type(model.layers[0]) is type(model.layers[1].forward_layer) is keras.layers.LSTM
+assert "fastlstm" not in sys.modules
 numpy.save("found.npy", model.predict(numpy.load("x.npy"), verbose=0))
 """
 
