@@ -16,6 +16,8 @@ if importlib.util.find_spec("keras") is None:
 HERE = Path(__file__).parent
 # Warnings are errors of fastlstm's tests only where no one else's code runs.
 PYTEST = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-W", "default"]
+# JAX compiles a program for each shape, which then runs once or twice: unoptimised, all takes two thirds of the time.
+UNOPTIMISED = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 
 
 @pytest.fixture(params=["numpy", "torch", "tensorflow", "jax"])
@@ -29,6 +31,8 @@ def backend(request: pytest.FixtureRequest) -> str:
 def run(backend: str, home: Path, *arguments: object) -> None:
     """Run pytest on arguments, and pass on what it says if it fails."""
     environment = os.environ | {"KERAS_BACKEND": backend, "KERAS_HOME": str(home), "TF_CPP_MIN_LOG_LEVEL": "3"}
+    if backend == "jax":
+        environment["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {UNOPTIMISED}"
     environment["PYTHONPATH"] = os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")])
     command = [*PYTEST, *map(str, arguments)]
     done = subprocess.run(command, env=environment, cwd=HERE.parent, capture_output=True, text=True)
