@@ -4,8 +4,8 @@
 
 writes results/<name>.json and a table beside it. Each backend is a process of its own, on one core or on two, in which
 three models take turns: with fastlstm's layer, with Keras's, and with one that does next to nothing, whose time is
-Keras's own work. A figure is the fastest of several epochs, or predictions of all sequences, after one that compiles: on
-one core in that core's time, on two by the clock, so that nothing else should run meanwhile. Before that, both layers
+Keras's own work. A figure is the fastest of several epochs, or predictions of all sequences, after one that compiles:
+on one core in its time, on two by the clock, so that nothing else should run meanwhile. Before that, both layers
 predict the same from the same weights.
 """
 
@@ -105,8 +105,7 @@ def table(best: Figures, cpu: str) -> str:
         "",
         f"`bench/keras_programs.py`: Sequential of LSTM({HIDDEN}) and Dense(10), B = {BATCH}, float32, on {cpu}.",
         "Milliseconds of an epoch or of a prediction of all sequences, on one thread in CPU time, on two by the clock.",
-        "Without an LSTM it is Keras's own time:",
-        "the gain of the layer is the time of Keras's layer over ours, both less that.",
+        "Without an LSTM it is Keras's own time: the gain of the layer is Keras's time over ours, both less that.",
         "",
         "| | fastlstm | Keras | no LSTM | gain | of the layer |",
         "|---|---|---|---|---|---|",
