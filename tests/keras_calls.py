@@ -13,7 +13,7 @@ from keras import ops
 
 from cases import TOLERANCE, relative_error
 from fastlstm.keras import LSTM
-from keras_face import assert_alike, float64, mask_of, numbers, pair, solve
+from keras_problem import assert_alike, float64, mask_of, numbers, pair, solve
 
 
 @pytest.mark.parametrize("sequences", [False, True])

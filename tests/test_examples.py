@@ -31,7 +31,7 @@ PAGES = {page.stem: page for page in sorted((EXAMPLES.parent / "docs").glob("*.m
 NEEDS = {"jax": ("jax",), "onnx": ("onnx",), "sklearn": ("sklearn",), "torch": ("torch",)}
 
 
-# That on Keras runs on each of its backends, in tests/keras_face.py.
+# That on Keras runs on each of its backends, in tests/keras_models.py.
 @pytest.mark.parametrize("page", sorted(PAGES.keys() - {"gpu", "keras"}))
 def test_every_block_of_a_page_runs(page: str) -> None:
     for package in NEEDS.get(page, ()):

@@ -40,7 +40,7 @@ def run(backend: str, home: Path, *arguments: object) -> None:
 
 
 def test_our_own(backend: str, tmp_path: Path) -> None:
-    run(backend, tmp_path, HERE / "keras_face.py", HERE / "keras_calls.py")
+    run(backend, tmp_path, *(HERE / f"keras_{name}.py" for name in ("face", "calls", "models")))
 
 
 def test_keras_s_own(backend: str, tmp_path: Path) -> None:
