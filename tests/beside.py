@@ -1,7 +1,7 @@
 """Tests that run in a second pytest beside the session, which shows their reports when its own tests are done.
 
-They are those on the emulated GPU and of Keras: minutes of one processor, and a machine has two. conftest.py makes one
-of both classes. With --pdb, -s, one processor or no other tests, all run in one process.
+They are those on the emulated GPU and of Keras: minutes of one processor, and a machine has two. With --pdb, -s, one
+processor or no other tests, all run in one process.
 """
 
 from __future__ import annotations
@@ -22,6 +22,12 @@ import pytest
 FOLDER = "FASTLSTM_TESTS_BESIDE"  # where the second pytest finds what to run, and leaves its reports
 
 
+def register(config: pytest.Config) -> None:
+    """Make the session one of the two."""
+    folder = os.environ.pop(FOLDER, None)  # not in the environment of what its tests start
+    config.pluginmanager.register(Taken(config, Path(folder)) if folder else Beside(), "beside")
+
+
 def belongs_beside(item: pytest.Item) -> bool:
     on = getattr(item, "callspec", None) and item.callspec.params.get("gpu", "")  # type: ignore[attr-defined]
     fixtures = getattr(item, "fixturenames", ())
@@ -36,7 +42,8 @@ class Beside:
         self._items: set[str] = set()
         self._reports: dict[str, list[pytest.TestReport]] = {}
 
-    def start(self, session: pytest.Session) -> None:
+    @pytest.hookimpl(trylast=True)
+    def pytest_collection_finish(self, session: pytest.Session) -> None:
         """Take the tests that belong there, unless they are all there is, or a user wants to see them run."""
         option = session.config.option
         taken = [item for item in session.items if belongs_beside(item)]
@@ -95,7 +102,7 @@ class Beside:
                 report.longrepr = tuple(report.longrepr)
             self._reports.setdefault(report.nodeid, []).append(report)
 
-    def stop(self) -> None:
+    def pytest_sessionfinish(self) -> None:
         if self._process is None:
             return
         if self._process.poll() is None:

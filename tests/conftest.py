@@ -6,15 +6,14 @@ import os
 import sys
 import zlib
 from collections.abc import Iterator
-from pathlib import Path
 from types import ModuleType
 
 import pytest
 
+import beside
 import cuda_build
 import emulated_cuda
 import fastlstm
-from beside import FOLDER, Beside, Taken
 from combinations import CONFIG, DTYPES, RUNNABLE
 from gpus import REAL, Gpu, why_not
 
@@ -40,9 +39,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    # Not in the environment of what its tests start.
-    folder = os.environ.pop(FOLDER, None)
-    config.pluginmanager.register(Taken(config, Path(folder)) if folder else Beside(), "beside")
+    beside.register(config)
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
@@ -51,17 +48,11 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     wanted = any(item.path.name == "test_cuda_build.py" for item in session.items)
     if wanted and not session.config.option.collectonly and not cuda_build.why_not():
         session.config.stash[cuda_build.KEY] = cuda_build.CudaBuild()
-    beside = session.config.pluginmanager.get_plugin("beside")
-    if isinstance(beside, Beside):
-        beside.start(session)
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
     if build := session.config.stash.get(cuda_build.KEY, None):
         build.stop()
-    beside = session.config.pluginmanager.get_plugin("beside")
-    if isinstance(beside, Beside):
-        beside.stop()
 
 
 @pytest.fixture
