@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import doctest
+import importlib
 from pathlib import Path
 from typing import Any
 
@@ -147,6 +149,11 @@ def test_models_are_saved_and_loaded(tmp_path: Path) -> None:
         a.save_weights(tmp_path / "a.weights.h5")
         b.load_weights(tmp_path / "a.weights.h5")
         assert all(np.array_equal(v, w) for v, w in zip(a.get_weights(), b.get_weights(), strict=True))
+
+
+def test_the_example_of_the_docstring_runs() -> None:
+    found = doctest.testmod(importlib.import_module(LSTM.__module__))
+    assert found.attempted and not found.failed
 
 
 def test_the_page_runs() -> None:

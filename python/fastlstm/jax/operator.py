@@ -131,9 +131,8 @@ def _lstm_backward(call: Call, kept: _Kept, grads: list[Any]) -> tuple[Any, ...]
     one = replace(call, grads=tuple(given), wants_x=wants_x, wants_weights=wants_weights)
     found = _gradients(one, kept.tape, kept.weights, kept.marks, list(given.values()))
 
-    def zeros(
-        shape: tuple[int, ...],
-    ) -> Any:  # which nobody reads, but JAX mixes up None and arrays
+    def zeros(shape: tuple[int, ...]) -> Any:
+        """Which nobody reads, but JAX mixes up None and arrays."""
         return alike([jnp.zeros(shape, call.dtype), kept.tape])[0]
 
     dx = found.pop(0) if wants_x else zeros(call.layout.sequence(call.spec.x_size))
