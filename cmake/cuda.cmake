@@ -1,6 +1,11 @@
 # The module _cuda. FASTLSTM_CUDA=ON builds it for every architecture of the list, AUTO for the GPU of this machine, where it and
 # nvcc are found.
-set(cuda_architectures 80-real 86-real 89-real 90-real 100-real 120) # the last one as PTX, too, for those to come
+# A PTX, most of the work, serves several: PTX of their own would give 86, 89 and 120 the same instructions. The last one goes
+# along, for architectures to come.
+set(generate_code
+    --generate-code=arch=compute_80,code=[sm_80,sm_86,sm_89]
+    --generate-code=arch=compute_90,code=[sm_90]
+    --generate-code=arch=compute_100,code=[sm_100,sm_120,compute_100])
 set(cuda_least 12.8)
 
 if(NOT FASTLSTM_CUDA MATCHES "^(AUTO|ON|OFF)$")
@@ -18,7 +23,7 @@ if(FASTLSTM_CUDA STREQUAL "AUTO")
         message(STATUS "No CUDA: there is no GPU here (FASTLSTM_CUDA=ON builds without one)")
         return()
     endif()
-    set(cuda_architectures native)
+    set(generate_code -arch=native)
 elseif(FASTLSTM_CUDA STREQUAL "OFF")
     return()
 endif()
@@ -40,7 +45,7 @@ if(NOT CUDAToolkit_FOUND OR NOT CUDAToolkit_NVCC_EXECUTABLE)
     message(FATAL_ERROR "FASTLSTM_CUDA is ON, but there is no CUDA toolkit ${cuda_least} or newer: put its nvcc on the PATH")
 endif()
 set(CMAKE_CUDA_COMPILER ${CUDAToolkit_NVCC_EXECUTABLE})
-set(CMAKE_CUDA_ARCHITECTURES ${cuda_architectures})
+set(CMAKE_CUDA_ARCHITECTURES OFF) # CMake would make a PTX for each
 enable_language(CUDA)
 
 set(CMAKE_CUDA_STANDARD 17)
@@ -50,10 +55,12 @@ set(CMAKE_CUDA_RUNTIME_LIBRARY Static) # such a module imports where there is no
 # activations.h), and its numerators and divisors err by more. The others are counts, deviations, 1 - p, and softsign's up to 2^60.
 set(fast_division -prec-div=false)
 add_library(kernels_cuda OBJECT csrc/cuda/layer_backward.cu csrc/cuda/layer_forward.cu csrc/cuda/state.cu)
-target_compile_options(kernels_cuda PRIVATE "$<$<COMPILE_LANGUAGE:CUDA>:SHELL:-Werror all-warnings --compress-mode=size --threads 0 ${fast_division}>")
+target_compile_options(kernels_cuda PRIVATE ${generate_code} ${fast_division} "SHELL:-Werror all-warnings" --compress-mode=size
+    "SHELL:--threads 0")
 pybind11_add_module(_cuda csrc/python/cuda.cpp csrc/python/cell_options.cpp csrc/python/device_arrays.cpp
     $<TARGET_OBJECTS:kernels_cuda>)
 target_link_libraries(_cuda PRIVATE CUDA::cudart_static)
-list(JOIN cuda_architectures " " architectures)
+string(REGEX MATCHALL "sm_[0-9]+|native" architectures "${generate_code}")
+list(JOIN architectures " " architectures)
 target_compile_definitions(_cuda PRIVATE "FASTLSTM_CUDA_ARCHITECTURES=\"${architectures}\"")
 install(TARGETS _cuda LIBRARY DESTINATION fastlstm)

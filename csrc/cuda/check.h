@@ -7,9 +7,11 @@
 
 namespace fastlstm::gpu {
 
-inline void check(cudaError_t error, const std::string& what) {
-  if (error != cudaSuccess)
-    throw std::runtime_error(what + ": " + cudaGetErrorName(error) + ", " + cudaGetErrorString(error));
+[[noreturn]] inline void fail(cudaError_t error, const std::string& what) {
+  throw std::runtime_error(what + ": " + cudaGetErrorName(error) + ", " + cudaGetErrorString(error));
+}
+inline void check(cudaError_t error, const char* what) {
+  if (error != cudaSuccess) fail(error, what);
 }
 
 }  // namespace fastlstm::gpu

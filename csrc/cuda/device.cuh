@@ -162,8 +162,8 @@ __device__ inline void store_shared(T* to, const Brought<Vector<T, N>>& values) 
 }
 
 // Neighbours that other blocks read and write at the same time: each of them is whole, and nothing else is ordered. One access,
-// past this processor's own cache. What is not wanted stays as it is. PTX promises it of words of 32 bits: that a double is whole
-// is the hardware's doing, which moves 16 aligned bytes at once.
+// past this processor's own cache, in words of a number's own size, since PTX promises no more than whole words. What is not
+// wanted stays as it is.
 template <class T, int N>
 __device__ inline void load_relaxed(Brought<Vector<T, N>>& to, const T* from, unsigned wanted = 1) {
   constexpr size_t kBytes = N * sizeof(T);
@@ -174,7 +174,15 @@ __device__ inline void load_relaxed(Brought<Vector<T, N>>& to, const T* from, un
 #elif defined(__CUDACC__)
 #define WHERE(wanted, load) "{\n.reg .pred p;\nsetp.ne.u32 p, " wanted ", 0;\n@p ld.relaxed.gpu.global." load ";\n}"
   const size_t at = __cvta_generic_to_global(from);
-  if constexpr (kBytes == 2)
+  if constexpr (sizeof(T) == 8) {
+    uint64_t d[N];
+    memcpy(d, w, kBytes);
+    if constexpr (N == 1)
+      asm volatile(WHERE("%2", "b64 %0, [%1]") : "+l"(d[0]) : "l"(at), "r"(wanted));
+    else
+      asm volatile(WHERE("%3", "v2.b64 {%0, %1}, [%2]") : "+l"(d[0]), "+l"(d[1]) : "l"(at), "r"(wanted));
+    memcpy(w, d, kBytes);
+  } else if constexpr (kBytes == 2)
     asm volatile(WHERE("%2", "b16 %0, [%1]") : "+h"(w[0]) : "l"(at), "r"(wanted));
   else if constexpr (kBytes == 4)
     asm volatile(WHERE("%2", "b32 %0, [%1]") : "+r"(w[0]) : "l"(at), "r"(wanted));
@@ -196,7 +204,14 @@ __device__ inline void store_relaxed(T* to, const Vector<T, N>& values) {
   emulation::relaxed_store(to, &values, sizeof(T), N);
 #elif defined(__CUDACC__)
   const size_t at = __cvta_generic_to_global(to);
-  if constexpr (kBytes == 2) {
+  if constexpr (sizeof(T) == 8) {
+    uint64_t d[N];
+    memcpy(d, &values, kBytes);
+    if constexpr (N == 1)
+      asm volatile("st.relaxed.gpu.global.b64 [%0], %1;" ::"l"(at), "l"(d[0]) : "memory");
+    else
+      asm volatile("st.relaxed.gpu.global.v2.b64 [%0], {%1, %2};" ::"l"(at), "l"(d[0]), "l"(d[1]) : "memory");
+  } else if constexpr (kBytes == 2) {
     uint16_t w;
     memcpy(&w, &values, kBytes);
     asm volatile("st.relaxed.gpu.global.b16 [%0], %1;" ::"l"(at), "h"(w) : "memory");

@@ -24,9 +24,6 @@ struct Launch {
 template <class... Parameters, class... Arguments>
 void launch(const Launch& how, void (*kernel)(Parameters...), const Arguments&... arguments) {
   if (how.blocks.x == 0 || how.blocks.y == 0) return;
-  const std::string what = std::string(how.name) + " of " + std::to_string(how.blocks.x) + " x " +
-                           std::to_string(how.blocks.y) + " blocks with " + std::to_string(how.shared_bytes) +
-                           " bytes of shared memory";
   cudaLaunchConfig_t config{};
   config.gridDim = how.blocks;
   config.blockDim = dim3(unsigned(how.threads));
@@ -37,11 +34,14 @@ void launch(const Launch& how, void (*kernel)(Parameters...), const Arguments&..
   cooperative.val.cooperative = 1;
   if (how.cooperative) config.attrs = &cooperative, config.numAttrs = 1;
   constexpr size_t kUsual = 48 * 1024;
+  cudaError_t error = cudaSuccess;
   if (how.shared_bytes > kUsual)
-    check(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
-                               int(how.shared_bytes)),
-          what);
-  check(cudaLaunchKernelEx(&config, kernel, Parameters(arguments)...), what);
+    error = cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                 int(how.shared_bytes));
+  if (error == cudaSuccess) error = cudaLaunchKernelEx(&config, kernel, Parameters(arguments)...);
+  if (error != cudaSuccess)
+    fail(error, std::string(how.name) + " of " + std::to_string(how.blocks.x) + " x " + std::to_string(how.blocks.y) +
+                    " blocks with " + std::to_string(how.shared_bytes) + " bytes of shared memory");
 }
 
 // Kernels that do the same to every element: so many threads a block, a thread an element.

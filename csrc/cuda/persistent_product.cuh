@@ -173,9 +173,8 @@ class FmaProduct {
       : shape_(of.shape), quad_(lane() % shape_.quads), row_(lane() / shape_.quads) {}
 
   __device__ void add(const T* tile, const T* w, int begin, int depth) {
-    const int stride = shape_.depth_at_once + kVector<T>, skipped = begin / kDepth % kSlices;
-    const int first = (warp() + kSlices - skipped) % kSlices * kDepth;
-    for (int part = first; part < depth && !idle(); part += kSlices * kDepth) {
+    const int stride = shape_.depth_at_once + kVector<T>;
+    for (int part = warp() * kDepth; part < depth && !idle(); part += kSlices * kDepth) {
       const int end = depth - part < kDepth ? depth : part + kDepth;
       Wide<T> sum[ROWS][4] = {};
 #pragma unroll 2

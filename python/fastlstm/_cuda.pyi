@@ -7,7 +7,7 @@ from .device_arrays import DeviceArray
 
 __version__: str
 runtime_version: int  # CUDA's, such as 13000
-architectures: str  # that it was built for, such as "80-real 90-real 120"
+architectures: str  # that it was built for, such as "sm_80 sm_90 sm_120"
 panel: int  # columns of a panel of weights
 
 class Layer:

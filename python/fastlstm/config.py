@@ -28,7 +28,7 @@ class BuildConfig(TypedDict):
     num_threads: int
     cuda: bool
     cuda_reason: str  # why there is no CUDA; "" if there is
-    cuda_architectures: str  # that the module was built for, such as "80-real 90-real 120"; "" without the module
+    cuda_architectures: str  # that the module was built for, such as "sm_80 sm_90 sm_120"; "" without the module
     cuda_runtime: int  # CUDA's version, such as 13000; 0 without the module
 
 
