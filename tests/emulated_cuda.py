@@ -80,11 +80,13 @@ def build(folder: Path) -> ModuleType:
     sanitize = f"-fsanitize={os.environ.get('FASTLSTM_EMULATION_SANITIZER', 'thread')}"
     everywhere = [] if sanitize.endswith("thread") else [sanitize]  # the hooks of a race check are the emulator's own
 
-    general: list[str | Path] = ["-O1", "-fPIC", "-fvisibility=hidden", '-DFASTLSTM_CUDA_ARCHITECTURES="emulated"']
+    general: list[str | Path] = ["-fPIC", "-fvisibility=hidden", '-DFASTLSTM_CUDA_ARCHITECTURES="emulated"']
     general += ["-isystem", pybind11.get_include(), "-isystem", sysconfig.get_path("include")]
     # The others come first: of an inline function that both have, the linker keeps the first, and the emulator must not
     # run an instrumented one, in whose midst another thread may be chosen.
-    sources = dict.fromkeys(OTHERS, general + everywhere) | {source: [*general, sanitize] for source in KERNELS}
+    # Most of the time is the emulator's.
+    sources = {source: ["-O3", *general, *everywhere] for source in OTHERS}
+    sources |= {source: ["-O1", *general, sanitize] for source in KERNELS}
     module = folder / f"_cuda{sysconfig.get_config_var('EXT_SUFFIX')}"
     succeed([compiler() or "", "-shared", *everywhere, *compile_all(sources, folder), "-ldl", "-o", module])
     return load(module)

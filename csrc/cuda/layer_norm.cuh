@@ -7,9 +7,10 @@
 namespace fastlstm::gpu {
 
 constexpr int kNormThreads = 256;
+constexpr int kNormParts = 16;  // of a sum over the threads
 template <class T>
 Launch for_rows(const char* name, int64_t rows, cudaStream_t stream) {
-  return {name, dim3(unsigned(rows)), kNormThreads, kNormThreads * sizeof(Wide<T>), stream};
+  return {name, dim3(unsigned(rows)), kNormThreads, (kNormThreads + kNormParts) * sizeof(Wide<T>), stream};
 }
 
 // Calls function with each index below n that is this thread's; the same thread has an index every time.
@@ -18,20 +19,24 @@ __device__ void each_of_thread(int n, Function function) {
   for (int i = int(threadIdx.x); i < n; i += kNormThreads) function(i);
 }
 
-// The mean of term(i) over all i below n, in a fixed order; every thread gets it. A barrier stands before and after.
+// The mean of term(i) over all i below n, in a fixed order; every thread gets it. Sums and parts have memory of their own: a
+// thread that goes on to the next mean writes nothing that another still reads.
 template <class W, class Term>
 __device__ W mean_over(int n, Term term) {
-  W* const sums = shared_memory<W>();
-  W sum = 0;
+  W *const sums = shared_memory<W>(), *const parts = sums + kNormThreads;
+  W sum = 0, part = 0, total = 0;
   each_of_thread(n, [&](int i) { sum += term(i); });
-  if (!mutated("mean_over: first barrier")) __syncthreads();  // all have read the mean before
   sums[threadIdx.x] = sum;
-  for (int half = kNormThreads / 2; half > 0; half /= 2) {
-    if (!mutated("mean_over: barrier of the tree")) __syncthreads();
-    if (int(threadIdx.x) < half) sums[threadIdx.x] += sums[threadIdx.x + half];
+  if (!mutated("mean_over: first barrier")) __syncthreads();
+  if (threadIdx.x < kNormParts) {
+#pragma unroll
+    for (int i = 0; i < kNormThreads; i += kNormParts) part += sums[threadIdx.x + i];
+    parts[threadIdx.x] = part;
   }
-  if (!mutated("mean_over: last barrier")) __syncthreads();
-  return sums[0] / W(n);
+  if (!mutated("mean_over: second barrier")) __syncthreads();
+#pragma unroll
+  for (int i = 0; i < kNormParts; ++i) total += parts[i];
+  return total / W(n);
 }
 
 template <class W>

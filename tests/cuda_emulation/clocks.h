@@ -11,26 +11,25 @@ namespace emulation {
 // Of a thread of one block. Most threads know of no other block: those epochs are there only after the first acquire.
 class Clock {
  public:
-  Clock(size_t block, size_t threads, size_t blocks)
-      : block_(block), threads_(threads), blocks_(blocks), own_(threads) {}
+  Clock(size_t block, size_t threads, size_t blocks) : first_(block * threads), all_(blocks * threads), own_(threads) {}
 
   uint32_t of(size_t thread) const {
-    if (thread / threads_ == block_) return own_[thread % threads_];
+    if (thread - first_ < own_.size()) return own_[thread - first_];
     return others_.empty() ? 0 : others_[thread];
   }
-  void set_own(size_t thread, uint32_t epoch) { own_[thread % threads_] = epoch; }
+  void set_own(size_t thread, uint32_t epoch) { own_[thread - first_] = epoch; }
 
   void join(const Clock& other) {
-    if (other.block_ == block_) {
-      raise(own_.data(), other.own_.data(), threads_);
+    if (other.first_ == first_) {
+      raise(own_.data(), other.own_.data(), own_.size());
     } else {
-      others_.resize(threads_ * blocks_);
-      raise(others_.data() + other.block_ * threads_, other.own_.data(), threads_);
+      others_.resize(all_);
+      raise(others_.data() + other.first_, other.own_.data(), own_.size());
     }
     if (other.others_.empty()) return;
-    others_.resize(threads_ * blocks_);
-    raise(others_.data(), other.others_.data(), others_.size());
-    raise(own_.data(), other.others_.data() + block_ * threads_, threads_);
+    others_.resize(all_);
+    raise(others_.data(), other.others_.data(), all_);
+    raise(own_.data(), other.others_.data() + first_, own_.size());
   }
 
  private:
@@ -38,7 +37,7 @@ class Clock {
     for (size_t i = 0; i < n; ++i) to[i] = std::max(to[i], from[i]);
   }
 
-  size_t block_, threads_, blocks_;
+  size_t first_, all_;            // thread of the block; threads of the grid
   std::vector<uint32_t> own_;     // by thread of the block
   std::vector<uint32_t> others_;  // by thread of the grid, or empty; those of the own block stand in own_
 };

@@ -100,7 +100,7 @@ RaceCheck::Page& RaceCheck::page_of(uintptr_t address) {
   Page& page = *recent.page;
   if (page.launch != launch_) {
     page.launch = launch_;
-    page.cells.assign(kPageBytes / page.unit_bytes, Cell{});
+    page.cells.assign(kPageBytes / page.unit_bytes(), Cell{});
   }
   return page;
 }
@@ -110,8 +110,8 @@ void RaceCheck::forget(const void* memory, size_t bytes) {
   const uintptr_t begin = reinterpret_cast<uintptr_t>(memory), end = begin + bytes;
   for (uintptr_t address = begin; address < end;) {
     Page& page = page_of(address);
-    page.cells[address % kPageBytes / page.unit_bytes] = Cell{};
-    address += page.unit_bytes - address % page.unit_bytes;
+    page.cell(address) = Cell{};
+    address += page.unit_bytes() - address % page.unit_bytes();
   }
 }
 
@@ -120,14 +120,14 @@ void RaceCheck::check_range(const void* at, size_t bytes, Access access) {
   const uintptr_t begin = reinterpret_cast<uintptr_t>(at), end = begin + bytes;
   for (uintptr_t address = begin; address < end;) {
     Page& page = page_of(address);
-    if (page.unit_bytes == 4 && (address % 4 || end - address < 4)) {
+    if (page.by_words && (address % 4 || end - address < 4)) {
       std::vector<Cell> cells(kPageBytes);
       for (size_t i = 0; i < cells.size(); ++i) cells[i] = page.cells[i / 4];
       page.cells.swap(cells);
-      page.unit_bytes = 1;
+      page.by_words = false;
     }
-    check(page.cells[address % kPageBytes / page.unit_bytes], address, bytes, access);
-    address += page.unit_bytes;
+    check(page.cell(address), address, bytes, access);
+    address += page.unit_bytes();
   }
 }
 

@@ -44,13 +44,16 @@ class RaceCheck {
   struct Cell {
     Mark write, reads[3];
   };
+  static constexpr uintptr_t kPageBytes = 4096;
   // Units are words until something smaller is touched.
   struct Page {
     uint64_t launch = 0;
-    unsigned unit_bytes = 4;
+    bool by_words = true;
     std::vector<Cell> cells;
+
+    size_t unit_bytes() const { return by_words ? 4 : 1; }
+    Cell& cell(uintptr_t address) { return cells[address % kPageBytes >> (by_words ? 2 : 0)]; }
   };
-  static constexpr uintptr_t kPageBytes = 4096;
   static constexpr size_t kMostPages = 2048;  // that a launch takes over from others, whose shared memory lay elsewhere
 
   Page& page_of(uintptr_t address);
