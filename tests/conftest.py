@@ -10,6 +10,8 @@ import zlib
 from collections.abc import Iterator
 from types import ModuleType
 
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # its threads spin after each product: read where NumPy is imported
+
 import numpy as np
 import pytest
 
