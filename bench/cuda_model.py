@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from cuda_resources import DEVICES, Device, Kernel, blocks_at_once, kernels_of, output_of, toolkit
-from gpu_results import ANCHOR, ANCHORS, FLOORS, LEVELS, MEETING
+from gpu_results import ANCHOR, ANCHORS, EXCHANGE, FLOORS, LEVELS
 
 HERE = Path(__file__).resolve().parent
 SIZES, BATCHES = (64, 256, 512, 768, 1024), (16, 64, 256)
@@ -36,9 +36,9 @@ class Speed:
         return clocks / self.clock / 1000
 
     @property
-    def meeting(self) -> float:
+    def exchange(self) -> float:
         """µs until what each block says has reached all."""
-        return MEETING[f"{self.device.architecture // 10}.{self.device.architecture % 10}"]
+        return EXCHANGE[f"{self.device.architecture // 10}.{self.device.architecture % 10}"]
 
 
 NAMED = {device.name: device for device in DEVICES}
@@ -140,7 +140,7 @@ def microseconds(speed: Speed, layer: Layer, choice: Choice) -> float:
         flops = -(-layer.N // choice.tile_rows) * layer.depth * 2.0 * 4 * 32 * choice.thread_rows
     product = max(read_shared(layer, choice) / speed.shared, flops / speed.flops[layer.product_in])
     chain = speed.us(brought(layer, choice) / speed.fill + product)
-    chain += LEVELS["one block"] if choice.algorithm == "resident" else speed.meeting
+    chain += LEVELS["one block"] if choice.algorithm == "resident" else speed.exchange
     return max(chain, layer.streamed / speed.memory / 1000)
 
 
@@ -214,7 +214,7 @@ def constants() -> Iterator[str]:
         "L2 cache to a multiprocessor, bytes a clock": lambda s: s.fill,
         "shared memory, bytes a clock": lambda s: s.shared,
         "FLOP a clock and multiprocessor: fp16, tf32, fp32": lambda s: ", ".join(f"{f:.0f}" for f in s.flops.values()),
-        "what a block says reaches all, µs": lambda s: s.meeting,
+        "what a block says reaches all, µs": lambda s: s.exchange,
         "one block's own step, launch by a graph, by the host, µs": lambda s: ", ".join(map(str, LEVELS.values())),
     }
     for name, of in rows.items():

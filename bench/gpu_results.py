@@ -18,9 +18,9 @@ FLOORS = {
     768: {16: 0.81, 64: 1.3, 256: 3.5},
     1024: {16: 0.99, 64: 1.6, 256: 4.5},
 }
-# The same whatever the shape: where all blocks meet once a step, by compute capability; where one block meets nobody;
+# The same whatever the shape: where all blocks hand h to one another, by compute capability; where one block keeps it;
 # and for a launch a step.
-MEETING = {"8.0": 0.71, "9.0": 0.57}
+EXCHANGE = {"8.0": 0.71, "9.0": 0.57}
 LEVELS = {"one block": 0.25, "graph launch": 2.0, "host launch": 5.0}
 
 # What others have published, in ms of a call: FlashRNN's plot of an H100 SXM. They stand beside ours, and no ratio is
@@ -99,8 +99,8 @@ class Run:
 
     def levels(self, mode: str) -> dict[str, float]:
         """The floors of ways to run, in µs a step; training takes each step twice."""
-        known = MEETING.get(self.data["gpu"]["compute_capability"])
-        once = LEVELS | ({"blocks meet": known} if known else {})
+        known = EXCHANGE.get(self.data["gpu"]["compute_capability"])
+        once = LEVELS | ({"exchange": known} if known else {})
         return {name: level * (2 if mode == "training" else 1) for name, level in once.items()}
 
     def floor(self, entry: Entry) -> float | None:

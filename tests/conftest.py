@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import pkgutil
 import random
@@ -48,6 +49,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
+    gc.freeze()  # some hundred thousand tests and parameters, which the collector would look through again and again
     # The build is waited for when nothing else is left to do but what runs beside.
     session.items.sort(key=lambda item: item.path.name == "test_cuda_build.py")
     wanted = any(item.path.name == "test_cuda_build.py" for item in session.items)
@@ -83,6 +85,7 @@ def emulator(emulated_module: ModuleType) -> Iterator[emulated_cuda.Emulator]:
     emulator.set_mutation("")
     emulator.set_seed(0)
     emulator.set_shared_bytes()
+    emulator.set_livelock_limit()
 
 
 @pytest.fixture

@@ -106,6 +106,10 @@ class Emulator:
         """What a block can have at most."""
         self._library.emulation_set_shared_bytes(size)
 
+    def set_livelock_limit(self, idle_points: int = 1 << 20) -> None:
+        """So many points at which threads only wait for others are an error."""
+        self._library.emulation_set_livelock_limit(ctypes.c_uint64(idle_points))
+
     def set_mutation(self, name: str) -> None:
         """The fault that kernels have from now on; "" for none."""
         self._library.emulation_set_mutation(name.encode())

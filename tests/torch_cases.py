@@ -105,12 +105,10 @@ def as_arrays(results: Results) -> dict[str, np.ndarray]:
     return {name: tensor.detach().numpy() for name, tensor in results.items()}
 
 
-def assert_as_exact(
-    found: dict[str, np.ndarray], theirs: dict[str, np.ndarray], truth: dict[str, np.ndarray], times: float = 1.0
-) -> None:
+def assert_as_exact(found: dict[str, np.ndarray], theirs: dict[str, np.ndarray], truth: dict[str, np.ndarray]) -> None:
     """Within the tolerance of the dtype, torch's own error allowing more where numbers cancel.
 
     The largest of few errors is a matter of luck, hence 3 times.
     """
     least = {name: 3 * relative_error(theirs[name], array) for name, array in truth.items()}
-    assert_close(found, truth, next(iter(found.values())).dtype.name, times, least)
+    assert_close(found, truth, next(iter(found.values())).dtype.name, least=least)

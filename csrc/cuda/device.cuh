@@ -233,6 +233,15 @@ __device__ inline void store_relaxed(T* to, const Vector<T, N>& values) {
 #endif
 }
 
+// For the host, which may look at any time; many may say the same.
+__device__ inline void tell_host(unsigned* to, unsigned value) {
+#if defined(FASTLSTM_EMULATION)
+  emulation::relaxed_store(to, &value, sizeof value, 1);
+#else
+  *static_cast<volatile unsigned*>(to) = value;
+#endif
+}
+
 // Into the cache of all processors; nobody waits for it.
 __device__ inline void prefetch([[maybe_unused]] const void* from) {
 #if defined(__CUDACC__)

@@ -39,7 +39,7 @@ def device_backward(
         if array is not None:
             check_on_gpu(name, array, layout.sequence(D * size), tape.dtype, tape.x)
     entered = {
-        name: (None if array is None else enter(library, layout, library.contiguous(array)), size)
+        name: (enter(library, layout, None if array is None else library.contiguous(array)), size)
         for name, (array, size) in sequences.items()
     }
     dh_n, dc_n = states_of("dstate", ("dh_n", "dc_n"), dstate, spec, layout, tape.dtype, tape.x)

@@ -141,44 +141,51 @@ def device_forward(
     cells = call.empty(*layout.sequence(D * H)) if return_cells else None
     gates = call.empty(*layout.sequence(D * 4 * H)) if return_gates else None
 
-    inside = library.contiguous(enter(library, layout, x))
-    tapes: list[DirectionTape] = []
-    for layer in range(L):
-        last = layer == L - 1
-        layer_y = (
-            (enter(library, layout, y) if y is not None else None)
-            if last
-            else call.empty(layout.steps, layout.batch, D * n)
-        )
-        more = {"cells": (cells, H), "gates": (gates, 4 * H)} if last else {}
-        for direction in range(D):
-            row = layer * D + direction
-            results = {"y": columns_of(layer_y, direction, n)}
-            results |= {
-                name: columns_of(None if array is None else enter(library, layout, array), direction, size)
-                for name, (array, size) in more.items()
-            }
-            results |= {"h_n": h_n[row], "c_n": c_n[row]}
-            first = {"h0": None if h0 is None else h0[row], "c0": None if c0 is None else c0[row]}
-            tapes.append(_direction_forward(call, row, inside, first, results, repeat and last))
-            if not training:
-                tapes.clear()  # its memory serves the next one
-            if not last and training and dropout:
-                native().drop({"y": results["y"]}, call.options(row), dropout)
-        inside = layer_y
+    outputs = {"y": (y, n), "cells": (cells, H), "gates": (gates, 4 * H)}
+    entered = {name: (enter(library, layout, array), size) for name, (array, size) in outputs.items()}
+    states = {"h0": h0, "c0": c0, "h_n": h_n, "c_n": c_n}
+    tapes = _layers_forward(call, x, entered, states, repeat, dropout)
     tape = None
     if training:
         tape = DeviceTape(spec, weights.cell, library, layout, weights.dtype, x, dropout, return_sequence, tapes)
-    states = leave_state(layout, h_n), leave_state(layout, c_n)
-    return (y, states, *([cells] if return_cells else []), *([gates] if return_gates else []), tape)
+    last = leave_state(layout, h_n), leave_state(layout, c_n)
+    return (y, last, *([cells] if return_cells else []), *([gates] if return_gates else []), tape)
+
+
+def _layers_forward(
+    call: _Call,
+    x: DeviceArray,
+    entered: dict[str, tuple[DeviceArray, int]],
+    states: dict[str, DeviceArray],
+    repeat: bool,
+    dropout: float,
+) -> list[DirectionTape]:
+    """The tapes `[L*D]`, none in inference. entered: the last layer's results, [T,B,D*size] each with its size."""
+    library, layout, spec = call.weights.library, call.layout, call.weights.spec
+    D, n = spec.num_directions, spec.hidden_output
+    tapes: list[DirectionTape] = []
+    inside = library.contiguous(enter(library, layout, x))
+    for layer in range(spec.num_layers):
+        is_last = layer == spec.num_layers - 1
+        outputs = entered if is_last else {"y": (call.empty(layout.steps, layout.batch, D * n), n)}
+        for direction in range(D):
+            row = layer * D + direction
+            arrays = {name: columns_of(array, direction, size) for name, (array, size) in outputs.items()}
+            arrays |= {name: None if array is None else array[row] for name, array in states.items()}
+            tapes.append(_direction_forward(call, row, inside, arrays, repeat and is_last))
+            if not call.training:
+                tapes.clear()  # its memory serves the next one
+            elif dropout and not is_last:
+                native().drop({"y": arrays["y"]}, call.options(row), dropout)
+        inside = outputs["y"][0]
+    return tapes
 
 
 def _direction_forward(
     call: _Call,
     row: int,
     x: DeviceArray,
-    first: dict[str, DeviceArray],
-    results: dict[str, DeviceArray],
+    ends_and_results: dict[str, DeviceArray],
     repeat: bool,
 ) -> DirectionTape:
     library, spec, cell = call.weights.library, call.weights.spec, call.weights.cell
@@ -198,8 +205,7 @@ def _direction_forward(
         x = library.where(call.counts, x)
     pre, norm_x = _pre_activations(call, w, x, direction, x_scales)
     arrays = {
-        **first,
-        **results,
+        **ends_and_results,
         "flags": call.flags[direction],
         "pre": pre,
         "saved": pre if call.training else None,  # the gates take the place of what they were computed from

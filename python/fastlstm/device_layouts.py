@@ -22,10 +22,10 @@ def columns_of(array: DeviceArray, direction: int, size: int) -> DeviceArray:
 
 
 def enter(library: ArrayLibrary, layout: Layout, array: DeviceArray) -> DeviceArray:
-    """A view [T,B,..] of a sequence as the caller has it."""
-    if layout.unbatched:
-        return array[:, None]
-    return library.permuted(array, (1, 0, 2)) if layout.batch_first else array
+    """A view [T,B,..] of a sequence as the caller has it; None where None."""
+    if array is None or not (layout.unbatched or layout.batch_first):
+        return array
+    return array[:, None] if layout.unbatched else library.permuted(array, (1, 0, 2))
 
 
 def leave_state(layout: Layout, state: DeviceArray) -> DeviceArray:

@@ -16,6 +16,8 @@ EXPORT size_t emulation_mutations_reached(char* to, size_t size) {
   return text.size() + 1;
 }
 
+EXPORT void emulation_set_livelock_limit(uint64_t idle_points) { emulation::set_livelock_limit(idle_points); }
+
 EXPORT void emulation_set_shared_bytes(int bytes) {
   emulation::Device device = emulation::device();
   device.shared_bytes = bytes;
