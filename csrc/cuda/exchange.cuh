@@ -37,15 +37,13 @@ __device__ T writable(T x) {
   return is_written(x) || mutated("writable: as it is") ? x : from_bits<T>(Bits<T>(kUnwritten<T> - 1));
 }
 
-constexpr char kNothing[] = "publish: nothing";
-
 template <class T, int N>
 __device__ void publish(T* to, const Vector<T, N>& values) {
   constexpr int kTogether = N * sizeof(T) < 16 ? N : 16 / int(sizeof(T));
   for (int first = 0; first < N; first += kTogether) {
     Vector<T, kTogether> part;
     for (int i = 0; i < kTogether; ++i) part.at[i] = writable(values.at[first + i]);
-    if (!mutated(kNothing)) store_relaxed(to + first, part);
+    if (!mutated("publish: nothing")) store_relaxed(to + first, part);
   }
 }
 template <class T>
@@ -67,7 +65,7 @@ class Patience {
   // After so many reads in vain, one more than the last time: is it worth reading again?
   __device__ bool is_left(unsigned reads) {
     read_in_vain();
-    if (reads == (mutated(kNothing) ? 1024 : kMostReads)) {
+    if (reads == (mutated("publish: nothing") ? 1024 : kMostReads)) {
       store_relaxed(failure_.here, Vector<unsigned, 1>{{1}});
       tell_host(failure_.on_host, 1);
     }
