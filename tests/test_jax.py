@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -44,6 +45,15 @@ def test_cells(variant: str, dtype: str) -> None:
     case = variant_of(variant, Case(variant, WeightSpec(5, 11, 2, bidirectional=True), mask="random", reset="random"))
     found = solve_on_jax(problem_of(case).astype(dtype))
     assert_close(found, truth_for(case), dtype, TOLERANCE["times for a variant"], own_errors(case, dtype))
+
+
+@pytest.mark.parametrize("case", [EVERYTHING[0], EVERYTHING[3]], ids=str)
+def test_transposed_weights_have_transposed_gradients(case: Case, dtype: str) -> None:
+    problem = problem_of(variant_of("norms_with_peepholes_under_clips", case)).astype(dtype)
+    turned = replace(problem, weights={name: array.T for name, array in problem.weights.items()})
+    found = solve_on_jax(turned, transposed_weights=True)
+    found |= {name: found[name].T for name in ("d" + name for name in problem.weights)}
+    assert_same_bits(found, solve_on_jax(problem))
 
 
 def test_every_instruction_set(isa: str, dtype: str) -> None:

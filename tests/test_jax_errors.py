@@ -25,6 +25,8 @@ REFUSED = [
     ({"x": np.ones((5, 3, 7))}, ValueError, r"x has shape \(5, 3, 7\), .* expected \(T, B, 4\)"),
     ({"x": np.ones((5, 3, 4), np.float32)}, TypeError, "x has dtype float32, expected float64"),
     ({"weights": {}}, ValueError, "weights has no weight_hh_l0"),
+    ({"transposed_weights": True}, ValueError, r"transposed_weights is True, and of the transposes weight_"),
+    ({"transposed_weights": "yes"}, TypeError, "transposed_weights is 'yes', a str: expected True or False"),
     ({"weights": None}, TypeError, "weights is a NoneType"),
     ({"state": 1}, TypeError, r"state is a int, expected a pair \(state\[0\] \(h0\), state\[1\] \(c0\)\)"),
     ({"state": (np.ones((1, 3, 5)), None)}, ValueError, r"state\[0\] \(h0\) has shape .* expected \(1, 3, 6\)"),

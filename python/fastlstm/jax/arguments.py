@@ -41,9 +41,7 @@ def call_and_arrays(
     x = _array("x", x)
     if isinstance(weights, Mapping):
         weights = {name: _array(name, weight) for name, weight in weights.items()}
-    spec, shapes = checked_arrays(
-        {name: _shape_of(weight) for name, weight in weights.items()} if isinstance(weights, Mapping) else weights
-    )
+    spec, shapes = _spec_and_shapes(weights, flags["transposed_weights"])
     check_cell(spec, check_cell_options(cell))
     dtype = shapes[0].dtype
     if dtype not in (np.float32, np.float64):
@@ -70,6 +68,18 @@ def call_and_arrays(
         **flags,
     )
     return call, (x, states, [weights[name] for name in call.names], list(given.values()))
+
+
+def _spec_and_shapes(weights: Any, transposed: bool) -> tuple[WeightSpec, list[np.ndarray]]:
+    if not isinstance(weights, Mapping):
+        return checked_arrays(weights)
+    shapes = {name: _shape_of(weight) for name, weight in weights.items()}
+    if not transposed:
+        return checked_arrays(shapes)
+    try:
+        return checked_arrays({name: shape.T for name, shape in shapes.items()})
+    except ValueError as error:
+        raise ValueError(f"transposed_weights is True, and of the transposes {error}") from None
 
 
 def _array(name: str, value: Any) -> Any:

@@ -26,6 +26,7 @@ class Call:
     return_sequence: bool
     return_cells: bool
     return_gates: bool
+    transposed_weights: bool  # matrices are [I,4H], [H,4H] and [H,P]
     draws: bool  # random numbers, as in training
     threads: int | None
     has_state: bool
@@ -39,7 +40,13 @@ class Call:
     @functools.cached_property
     def names(self) -> tuple[str, ...]:
         """Of the weights, in torch's order."""
-        return tuple(self.spec.shapes())
+        return tuple(self.weight_shapes)
+
+    @functools.cached_property
+    def weight_shapes(self) -> dict[str, tuple[int, ...]]:
+        """As they are given; that of a vector reads the same from either end."""
+        order = -1 if self.transposed_weights else 1
+        return {name: shape[::order] for name, shape in self.spec.shapes().items()}
 
     @functools.cached_property
     def operands(self) -> tuple[str, ...]:

@@ -64,13 +64,16 @@ def backward(call: Call, results: Arrays, operands: Arrays) -> None:
         want_x=call.wants_x,
         want_weights=call.wants_weights,
     )
-    arrays = [*([found.x] * call.wants_x), *(found.state * call.has_state), *found.weights.values()]
+    dweights = list(found.weights.values())
+    if call.transposed_weights:
+        dweights = [_core.transposed(array) if array.ndim == 2 else array for array in dweights]
+    arrays = [*([found.x] * call.wants_x), *(found.state * call.has_state), *dweights]
     for result, array in zip(results, arrays, strict=True):
         result[...] = array
 
 
 def _packed(call: Call, given: dict[str, np.ndarray]) -> _core.Weights:
-    weights = {name: given[name] for name in call.names}
+    weights = {name: given[name].T if call.transposed_weights else given[name] for name in call.names}
     native = PackedWeights.of(weights, call.spec, cell=call.cell, threads=call.threads).native
     if native.isa != call.isa and (call.keeps_tape or "tape" in given):
         raise RuntimeError(f"a gradient was traced for {call.isa}, but {native.isa} is active: expected the same")
@@ -95,5 +98,5 @@ def _options(call: Call, given: dict[str, np.ndarray]) -> dict[str, Any]:
 @functools.lru_cache(maxsize=1024)
 def tape_bytes(call: Call) -> int:
     """The size of the call's tape, which weights of any values tell."""
-    zeros = {name: np.broadcast_to(np.zeros((), call.dtype), shape) for name, shape in call.spec.shapes().items()}
+    zeros = {name: np.broadcast_to(np.zeros((), call.dtype), shape) for name, shape in call.weight_shapes.items()}
     return _core.tape_bytes(_packed(call, zeros), call.layout.steps, call.layout.batch)

@@ -37,17 +37,19 @@ def lstm(
     return_sequence: bool = True,
     return_cells: bool = False,
     return_gates: bool = False,
+    transposed_weights: bool = False,
     training: bool = True,
     threads: int | None = None,
 ) -> tuple[Any, ...]:
     """Run an LSTM of any layers and directions on the CPU: y, (h_n, c_n), then cells and gates if asked for.
 
     x: `[T,B,I]`, `[B,T,I]` if batch_first, or unbatched `[T,I]`, of the weights' dtype (float32 or float64). weights:
-    torch's names and shapes, see `fastlstm.weights.WeightSpec.shapes`. state: (h0 `[L*D,B,Hout]`, c0 `[L*D,B,H]`),
-    zeros if None, as each half may be. y: `[T,B,D*Hout]` laid out as x, None without return_sequence; cells: c of every
-    step of the last layer, `[T,B,D*H]`; gates: i f g o of every step of it, `[T,B,D*4H]`; h_n, c_n as state. Everything
-    that is not an array is static under jit. cell, dropout, lengths, mask, reset and masked_output mean what
-    `fastlstm.lstm_forward` says.
+    torch's names and shapes, see `fastlstm.weights.WeightSpec.shapes`; with transposed_weights matrices are the other
+    way round, `[I,4H]`, `[Hout,4H]`, `[H,P]`, as Keras's and Flax's kernels are, and so are their gradients. state: (h0
+    `[L*D,B,Hout]`, c0 `[L*D,B,H]`), zeros if None, as each half may be. y: `[T,B,D*Hout]` laid out as x, None without
+    return_sequence; cells: c of every step of the last layer, `[T,B,D*H]`; gates: i f g o of every step of it,
+    `[T,B,D*4H]`; h_n, c_n as state. Everything that is not an array is static under jit. cell, dropout, lengths, mask,
+    reset and masked_output mean what `fastlstm.lstm_forward` says.
 
     training: whether dropout and what `cell` drops or zones out is drawn, from dropout_seed (an integer from 0 to
     2**64 - 1, an array of one, or a key of `jax.random`) and dropout_call, a number that gives each call with the same
@@ -83,6 +85,7 @@ def lstm(
         return_sequence=return_sequence,
         return_cells=return_cells,
         return_gates=return_gates,
+        transposed_weights=transposed_weights,
         training=training,
         threads=threads,
     )
@@ -137,7 +140,7 @@ def _lstm_backward(call: Call, kept: _Kept, grads: list[Any]) -> tuple[Any, ...]
 
     dx = found.pop(0) if wants_x else zeros(call.layout.sequence(call.spec.x_size))
     dstate = [found.pop(0) for _ in range(2 * call.has_state)]
-    return dx, dstate, found if wants_weights else list(map(zeros, call.spec.shapes().values())), None
+    return dx, dstate, found if wants_weights else list(map(zeros, call.weight_shapes.values())), None
 
 
 _lstm.defvjp(_lstm_forward, _lstm_backward, symbolic_zeros=True)
@@ -149,7 +152,7 @@ def _gradients(call: Call, tape: Any, weights: list[Any], marks: list[Any], grad
     """Of x if wanted, of the state if it was given, of the weights if wanted."""
     shapes = [call.layout.sequence(call.spec.x_size)] * call.wants_x
     shapes += [call.shapes[name] for name in ("h_n", "c_n")] * call.has_state
-    shapes += list(call.spec.shapes().values()) * call.wants_weights
+    shapes += list(call.weight_shapes.values()) * call.wants_weights
     like = [jax.ShapeDtypeStruct(shape, call.dtype) for shape in shapes]
     return run("backward", call, [tape, *weights, *marks, *grads], like)
 

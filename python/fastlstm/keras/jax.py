@@ -14,15 +14,18 @@ LEADING_ZEROS = False  # the output of a masked step before the first is the ini
 
 
 def run(layer: Any, call: Call, x: Any, state: Any, weights: Sequence[Any], mask: Any, seed: Any) -> Any:
+    kernel, recurrent_kernel, *bias = weights
+    arrays = [kernel, recurrent_kernel, *bias, *(0 * b for b in bias)]  # torch's layout has two biases
     y, (h_n, c_n) = lstm(
         x,
-        dict(zip(call.spec.shapes(), call.weights(*weights), strict=True)),
+        dict(zip(call.spec.shapes(), arrays, strict=True)),
         (state[0][None], state[1][None]),
         cell=call.cell,
         batch_first=True,
         mask=mask,
         masked_output="repeat" if call.repeat else "zero",
         return_sequence=call.sequence,
+        transposed_weights=True,
         training=call.draws,
         dropout_seed=seed,
     )
