@@ -50,15 +50,10 @@ def most_tasks_during(function):
 
 def most_tasks_during_one(function):
     '''Those that appear while it runs on a thread of its own.'''
-    before, most, done = tasks(), 0, threading.Event()
-    def work():
-        function()
-        done.set()
-    worker = threading.Thread(target=work)
+    before, most, worker = tasks(), 0, threading.Thread(target=function)
     worker.start()
-    while not done.is_set():
+    while worker.is_alive():
         most = max(most, tasks() - before)
-    worker.join()
     for _ in range(1000):  # a thread that has ended is listed a little longer
         if tasks() <= before:
             return most
