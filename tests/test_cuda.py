@@ -45,7 +45,10 @@ def is_resident(case: Case) -> bool:
 
 ON_GPU = not all(why_not(name) for name in ("cupy", "torch"))
 # The emulator takes a second for a step of the widest.
-OF_ALL_SHAPES = [replace(case, steps=min(case.steps, 4)) if case.spec.hidden_size > 128 else case for case in SHAPES]
+MOST_STEPS = 100 if ON_GPU else 4
+OF_ALL_SHAPES = [
+    replace(case, steps=min(case.steps, MOST_STEPS)) if case.spec.hidden_size > 128 else case for case in SHAPES
+]
 
 
 @pytest.mark.parametrize("case", [*OF_ALL_SHAPES, *SHARED, *OPTIONS, *EVERYTHING], ids=str)
