@@ -36,9 +36,10 @@ class Call:
         """Whether the kernels draw random numbers, from a seed."""
         return self.cell.draws
 
-    def weights(self, kernel: Any, recurrent_kernel: Any, bias: Any = None) -> list[Any]:
-        """Of Keras's weights `[I,4H]`, `[H,4H]` and `[4H]`: ours, in torch's order. They have two biases."""
-        return [kernel.T, recurrent_kernel.T, *([] if bias is None else [bias, 0 * bias])]
+    def weights(self, kernel: Any, recurrent_kernel: Any, bias: Any = None, *, as_they_lie: bool = False) -> list[Any]:
+        """Of Keras's weights `[I,4H]`, `[H,4H]` and `[4H]`: ours, turned as torch has them or not; of two biases."""
+        matrices = [kernel, recurrent_kernel] if as_they_lie else [kernel.T, recurrent_kernel.T]
+        return matrices + ([] if bias is None else [bias, 0 * bias])
 
 
 def forward(

@@ -14,11 +14,9 @@ LEADING_ZEROS = False  # the output of a masked step before the first is the ini
 
 
 def run(layer: Any, call: Call, x: Any, state: Any, weights: Sequence[Any], mask: Any, seed: Any) -> Any:
-    kernel, recurrent_kernel, *bias = weights
-    arrays = [kernel, recurrent_kernel, *bias, *(0 * b for b in bias)]  # torch's layout has two biases
     y, (h_n, c_n) = lstm(
         x,
-        dict(zip(call.spec.shapes(), arrays, strict=True)),
+        dict(zip(call.spec.shapes(), call.weights(*weights, as_they_lie=True), strict=True)),
         (state[0][None], state[1][None]),
         cell=call.cell,
         batch_first=True,
